@@ -18,10 +18,11 @@ from onnx_ir.passes import common as passes
 from ..errors import MODEL_INVALID, InputError, hint
 
 # %% auto #0
-__all__ = ['read_proto', 'check_proto', 'external_files', 'model_hash', 'load', 'name_nodes', 'weight_axis', 'attribute',
-           'constant', 'set_constant', 'only_user', 'foldable', 'fold_one', 'bypass', 'fold_batch_norm', 'scale_gemm',
-           'rank', 'bias_of', 'merge_matmul_add', 'mean_axes', 'pool_means', 'Input', 'Graph', 'prepare', 'clean',
-           'drop_dropout', 'Layer', 'layer_of', 'spread', 'find_nodes']
+__all__ = ['ENDINGS', 'read_proto', 'check_proto', 'external_files', 'model_hash', 'load', 'name_nodes', 'weight_axis',
+           'attribute', 'constant', 'set_constant', 'only_user', 'foldable', 'fold_one', 'bypass', 'fold_batch_norm',
+           'scale_gemm', 'rank', 'bias_of', 'merge_matmul_add', 'mean_axes', 'pool_means', 'ends_here', 'on_one_pixel',
+           'last_conv_to_gemm', 'replace_node', 'Input', 'Graph', 'prepare', 'clean', 'drop_dropout', 'Layer',
+           'layer_of', 'spread', 'find_nodes']
 
 # %% ../../nbs/model/00_graph.ipynb #10a4d0e9
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -231,7 +232,7 @@ def merge_matmul_add(model: ir.Model) -> dict[str, str]:
             merged[add.name] = gemm.name
     return merged
 
-# %% ../../nbs/model/00_graph.ipynb #80e2b18c
+# %% ../../nbs/model/00_graph.ipynb #93ee7759
 def mean_axes(node: ir.Node) -> list[int]:
     "The axes a ReduceMean runs over, wherever its opset keeps them."
     if len(node.inputs) > 1 and node.inputs[1] is not None:
@@ -245,17 +246,53 @@ def pool_means(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type != "ReduceMean" or rank(node.inputs[0]) != 4 or sorted(a % 4 for a in mean_axes(node)) != [2, 3]:
             continue
-        output = node.outputs[0]
         new = [ir.Node("", "GlobalAveragePool", [node.inputs[0]], name=node.name)]
         if not attribute(node, "keepdims", 1):
             new.append(ir.Node("", "Flatten", [new[0].outputs[0]], [ir.AttrInt64("axis", 1)], name=f"{node.name}_flatten"))
-            new[0].outputs[0].name = f"{output.name}_pooled"
-        model.graph.insert_before(node, new)
-        output.replace_all_uses_with(new[-1].outputs[0], replace_graph_outputs=True)
-        new[-1].outputs[0].name, new[-1].outputs[0].shape, new[-1].outputs[0].type = output.name, output.shape, output.type
-        model.graph.remove(node, safe=True)
+            new[0].outputs[0].name = f"{node.outputs[0].name}_pooled"
+        replace_node(model.graph, node, new)
 
-# %% ../../nbs/model/00_graph.ipynb #6244e25a
+# %% ../../nbs/model/00_graph.ipynb #4e6849cd
+ENDINGS = ("Flatten", "Reshape", "Squeeze", "Softmax", "LogSoftmax")
+
+
+def ends_here(value: ir.Value) -> bool:
+    "Whether nothing but moving and a Softmax lies between a tensor and the model's outputs."
+    return all(use.node.op_type in ENDINGS and use.idx == 0 and all(map(ends_here, use.node.outputs)) for use in value.uses())
+
+
+def on_one_pixel(node: ir.Node) -> bool:
+    "A 1x1 convolution without groups on an input of 1x1 pixels."
+    weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
+    shape = node.inputs[0].shape
+    plain = weight is not None and weight.shape[2:] == (1, 1) and attribute(node, "group", 1) == 1
+    return plain and shape is not None and len(shape) == 4 and shape[2] == shape[3] == 1 and not any(attribute(node, "pads", ()))
+
+
+def last_conv_to_gemm(model: ir.Model) -> None:
+    "Turn a 1x1 convolution on one pixel, with nothing but a Softmax behind it, into Flatten, Gemm, Unsqueeze."
+    for node in list(model.graph):
+        if not on_one_pixel(node) or not ends_here(node.outputs[0]) or constant(node.inputs[0]) is not None:
+            continue
+        weight = constant(node.inputs[1])
+        matrix = set_constant(model.graph, f"{node.name}_matrix", weight.reshape(weight.shape[:2]))
+        axes = set_constant(model.graph, f"{node.name}_axes", np.array([2, 3], np.int64))
+        flat = ir.Node("", "Flatten", [node.inputs[0]], [ir.AttrInt64("axis", 1)], name=f"{node.name}_flatten")
+        gemm = ir.Node("", "Gemm", [flat.outputs[0], matrix, *node.inputs[2:3]], [ir.AttrInt64("transB", 1)], name=node.name)
+        back = ir.Node("", "Unsqueeze", [gemm.outputs[0], axes], name=f"{node.name}_unsqueeze")
+        flat.outputs[0].name, gemm.outputs[0].name = f"{node.name}_flat", f"{node.name}_gemm"
+        replace_node(model.graph, node, [flat, gemm, back])
+
+
+def replace_node(graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> None:
+    "Put nodes in the place of one; the last one's output takes over name, type, shape and readers."
+    output, last = node.outputs[0], new[-1].outputs[0]
+    graph.insert_before(node, new)
+    output.replace_all_uses_with(last, replace_graph_outputs=True)
+    last.name, last.shape, last.type = output.name, output.shape, output.type
+    graph.remove(node, safe=True)
+
+# %% ../../nbs/model/00_graph.ipynb #f693aee9
 @dataclass(frozen=True)
 class Input:
     "One input of a model."
@@ -304,7 +341,7 @@ class Graph:
         "An independent copy; constants are shared."
         return self.model.clone()
 
-# %% ../../nbs/model/00_graph.ipynb #11bb2130
+# %% ../../nbs/model/00_graph.ipynb #494cde9f
 def prepare(model: str | Path | onnx.ModelProto) -> Graph:
     "Load a model and bring it into the form that all rooms of the house work on."
     loaded, digest, name = load(model)
@@ -317,6 +354,8 @@ def prepare(model: str | Path | onnx.ModelProto) -> Graph:
     absorbed |= merge_matmul_add(loaded)
     scale_gemm(loaded)
     pool_means(loaded)
+    passes.ShapeInferencePass()(loaded)
+    last_conv_to_gemm(loaded)
     passes.RemoveUnusedNodesPass()(loaded)
     passes.ShapeInferencePass()(loaded)
     return Graph(loaded, digest, name, absorbed)
@@ -343,7 +382,7 @@ def drop_dropout(model: ir.Model) -> None:
         if node.op_type == "Dropout" and not (training is not None and training.any()) and not node.outputs[0].is_graph_output():
             node.outputs[0].replace_all_uses_with(node.inputs[0])
 
-# %% ../../nbs/model/00_graph.ipynb #40adbd62
+# %% ../../nbs/model/00_graph.ipynb #3332f4d4
 @dataclass(frozen=True)
 class Layer:
     "A node with a constant float32 weight."
@@ -387,7 +426,7 @@ def spread(bias: np.ndarray | None, channels: int) -> np.ndarray | None:
     "A bias as one value for each output channel (Gemm allows shapes that broadcast to it)."
     return None if bias is None else np.broadcast_to(bias.astype(np.float32).ravel(), (channels,)).copy()
 
-# %% ../../nbs/model/00_graph.ipynb #f7f958d3
+# %% ../../nbs/model/00_graph.ipynb #e706b52e
 def find_nodes(graph: Graph, names: tuple[str, ...], where: str) -> set[str]:
     "The nodes that go by `names`, vanished names included; a name that matches nothing is an error with the nearest ones."
     known = {node.name for node in graph.nodes}

@@ -122,15 +122,16 @@ def calibration_session(graph: Graph) -> tuple[onnxruntime.InferenceSession, lis
     model.graph.outputs.extend(values[name] for name in names)
     return open_session(model, threads=1), names
 
-# %% ../../nbs/model/01_runtime.ipynb #72e84bbe
+# %% ../../nbs/model/01_runtime.ipynb #40ac3361
 def logits_model(path: str | Path) -> bytes:
     "The model without a Softmax that ends it, serialized; its first output gives the logits."
     proto = onnx.load(path)
     producers = {output: node for node in proto.graph.node for output in node.output}
     last = producers.get(proto.graph.output[0].name)
+    while last is not None and last.op_type in ("QuantizeLinear", "DequantizeLinear"):  # a quantized Softmax
+        last = producers.get(last.input[0])
     if last is not None and last.op_type in ("Softmax", "LogSoftmax"):
         proto.graph.output[0].name = last.input[0]
-        proto.graph.node.remove(last)
     return proto.SerializeToString()
 
 
