@@ -30,7 +30,11 @@ ADVICE = {  # frameworks that the reference reads and we do not
     "MINDIR": "mindspore.export(net, inputs, file_name='model', file_format='ONNX')",
 }
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Quantize ONNX models so that they really run on integer kernels.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Quantize ONNX models so that they really run on integer kernels.",
+)
 
 
 def check_framework(fmk: str) -> None:
@@ -48,15 +52,37 @@ def report(conversion, source: Path) -> None:
     typer.echo("CONVERT RESULT SUCCESS:0")
 
 # %% ../nbs/92_cli.ipynb #3b308d3e
-ModelFile = Annotated[Path, typer.Option("--modelFile", help="Float ONNX model.", show_default=False)]
-OutputFile = Annotated[str, typer.Option("--outputFile", help="File to write; .onnx is added when missing.", show_default=False)]
-ConfigFile = Annotated[Path, typer.Option("--configFile", help="Configuration with [common_quant_param] and so on.", show_default=False)]
-PlanFile = Annotated[Optional[Path], typer.Option("--plan", help="Save the Plan here, as JSON.", show_default=False)]
+ModelFile = Annotated[
+    Path, typer.Option("--modelFile", help="Float ONNX model.", show_default=False)
+]
+OutputFile = Annotated[
+    str,
+    typer.Option(
+        "--outputFile", help="File to write; .onnx is added when missing.", show_default=False
+    ),
+]
+ConfigFile = Annotated[
+    Path,
+    typer.Option(
+        "--configFile",
+        help="Configuration with [common_quant_param] and so on.",
+        show_default=False,
+    ),
+]
+PlanFile = Annotated[
+    Optional[Path], typer.Option("--plan", help="Save the Plan here, as JSON.", show_default=False)
+]
 Framework = Annotated[str, typer.Option("--fmk", help="Framework of the model; only ONNX.")]
 
 
 @app.command("convert")
-def convert_command(model_file: ModelFile, output_file: OutputFile, config_file: ConfigFile, fmk: Framework = "ONNX", plan: PlanFile = None) -> None:
+def convert_command(
+    model_file: ModelFile,
+    output_file: OutputFile,
+    config_file: ConfigFile,
+    fmk: Framework = "ONNX",
+    plan: PlanFile = None,
+) -> None:
     "Quantize a model as a configuration file says."
     check_framework(fmk)
     from ptqlit.pipeline import convert
@@ -65,7 +91,11 @@ def convert_command(model_file: ModelFile, output_file: OutputFile, config_file:
 
 
 @app.command("apply")
-def apply_command(plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A Plan that convert saved.")], model_file: ModelFile, output_file: OutputFile) -> None:
+def apply_command(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A Plan that convert saved.")],
+    model_file: ModelFile,
+    output_file: OutputFile,
+) -> None:
     "Write the file of a saved Plan again, without calibrating."
     from ptqlit.pipeline import apply
 
@@ -73,12 +103,16 @@ def apply_command(plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help
 
 
 @app.command("nodes")
-def nodes_command(model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.")]) -> None:
+def nodes_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.")],
+) -> None:
     "List the names that skip_quant_node takes."
     from ptqlit.model.graph import prepare
 
     graph = prepare(model)
-    width = max((len(name) for name in [*graph.absorbed, *(n.name for n in graph.nodes)]), default=0)
+    width = max(
+        (len(name) for name in [*graph.absorbed, *(n.name for n in graph.nodes)]), default=0
+    )
     for node in graph.nodes:
         typer.echo(f"{node.name:{width}}  {node.op_type}")
         for name in (name for name, home in graph.absorbed.items() if home == node.name):

@@ -55,6 +55,6 @@ def nearest(
 
 # %% ../nbs/00_errors.ipynb #3cb4756d
 def hint(word: str, valid: list[str]) -> str:
-    "` Nearest: \"a\", \"b\".` for the end of a message, or nothing."
+    '` Nearest: "a", "b".` for the end of a message, or nothing.'
     names = nearest(word, valid)
     return f" Nearest: {', '.join(chr(34) + name + chr(34) for name in names)}." if names else ""

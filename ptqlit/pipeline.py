@@ -67,7 +67,13 @@ def refuse_unready(config: Config, own_samples: bool) -> None:
 def calibrate(graph: Graph, samples: Iterable[Sample], progress: bool) -> Statistics:
     "Observe the model over all samples, with a progress bar on a terminal."
     total = len(samples) if hasattr(samples, "__len__") else None
-    with tqdm(total=total, desc="calibrating", unit="sample", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=total,
+        desc="calibrating",
+        unit="sample",
+        disable=None if progress else True,
+        leave=False,
+    ) as bar:
         statistics = observe(graph, samples, progress=bar.update)
     if statistics.samples == 0:
         raise InputError("no calibration samples: expected at least one.", FILE_FAILED)
@@ -81,7 +87,9 @@ class Checked:
         self.samples, self.graph = samples, graph
 
     def __iter__(self):
-        return (check_sample(s, self.graph, f"sample {place}") for place, s in enumerate(self.samples))
+        return (
+            check_sample(s, self.graph, f"sample {place}") for place, s in enumerate(self.samples)
+        )
 
 
 def make_plan(graph: Graph, config: Config, statistics: Statistics, backend: Backend) -> Plan:
@@ -89,7 +97,9 @@ def make_plan(graph: Graph, config: Config, statistics: Statistics, backend: Bac
     where = f"{config.source}:{config.lines.get((config.common.title, 'skip_quant_node'), 1)}: [{config.common.title}] skip_quant_node"
     skipped = find_nodes(graph, config.common.skip_quant_node, where)
     method = config.full.activation_quant_method
-    plan = full_plan(graph, statistics, backend, method, find_calibrator(method), skipped, str(config))
+    plan = full_plan(
+        graph, statistics, backend, method, find_calibrator(method), skipped, str(config)
+    )
     return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
 
 # %% ../nbs/90_pipeline.ipynb #b50678b3
@@ -97,7 +107,8 @@ def convert(
     model: str | Path | onnx.ModelProto,  # float ONNX model
     config: Config | str | Path,  # or the path of a configuration file
     output: str | Path,  # the file to write; `.onnx` is added when missing
-    samples: Iterable[Sample] | None = None,  # your own calibration data instead of the configuration's
+    samples: Iterable[Sample]
+    | None = None,  # your own calibration data instead of the configuration's
     backend: Backend | None = None,  # your own table of rules instead of the configuration's word
     plan: str | Path | None = None,  # save the Plan here, as JSON
     progress: bool = True,  # a bar, on a terminal only
@@ -126,7 +137,9 @@ def finish(graph: Graph, plan: Plan, target: Path) -> Conversion:
     return Conversion(path, plan, verify(path, plan))
 
 
-def apply(plan: Plan | str | Path, model: str | Path | onnx.ModelProto, output: str | Path) -> Conversion:
+def apply(
+    plan: Plan | str | Path, model: str | Path | onnx.ModelProto, output: str | Path
+) -> Conversion:
     "Write the file of a Plan (or of its JSON file) again, without calibrating."
     target = output_path(output)
     plan = plan if isinstance(plan, Plan) else load_plan(plan)

@@ -60,6 +60,9 @@ def paired_top1(reference: np.ndarray, other: np.ndarray, labels: np.ndarray) ->
     "Top-1 of both models, and how many inputs changed sides; `labels` are class numbers, (inputs,)."
     before, after = reference.argmax(-1) == labels, other.argmax(-1) == labels
     return Paired(
-        float(before.mean()), float(after.mean()),
-        int((before & ~after).sum()), int((~before & after).sum()), len(labels),
+        float(before.mean()),
+        float(after.mean()),
+        int((before & ~after).sum()),
+        int((~before & after).sum()),
+        len(labels),
     )

@@ -27,12 +27,20 @@ def opset_at_least(version: int):
 
 def one_output(node: ir.Node, graph: Graph) -> str:
     "Only the first output is used."
-    return "" if all(not v.uses() and not v.is_graph_output() for v in node.outputs[1:]) else "its second output is used"
+    return (
+        ""
+        if all(not v.uses() and not v.is_graph_output() for v in node.outputs[1:])
+        else "its second output is used"
+    )
 
 
 def plain_gemm(node: ir.Node, graph: Graph) -> str:
     "The integer Gemm knows no factors."
-    return "" if attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0 else "alpha or beta is not 1"
+    return (
+        ""
+        if attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
+        else "alpha or beta is not 1"
+    )
 
 
 def data_is_first(node: ir.Node, graph: Graph) -> str:
@@ -49,7 +57,11 @@ def known_rank(node: ir.Node, graph: Graph) -> str:
 
 def two_operands(node: ir.Node, graph: Graph) -> str:
     "Both operands are float32."
-    return "" if all(v is not None and v.dtype == ir.DataType.FLOAT for v in node.inputs) else "operands are not float32"
+    return (
+        ""
+        if all(v is not None and v.dtype == ir.DataType.FLOAT for v in node.inputs)
+        else "operands are not float32"
+    )
 
 
 def nearest_resize(node: ir.Node, graph: Graph) -> str:

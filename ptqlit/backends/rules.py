@@ -36,7 +36,9 @@ class Rule:
     role: str  # LAYER, COMPUTING or PASS_THROUGH
     kernel: str  # the integer kernel that the runtime should end with
     conditions: tuple[Condition, ...] = ()
-    float_output: str = ""  # the kernel that gives floats, when nobody reads codes; empty: there is none
+    float_output: str = (
+        ""  # the kernel that gives floats, when nobody reads codes; empty: there is none
+    )
     always_pays: bool = False  # worth it even when only float operators read the result
 
 
@@ -57,19 +59,27 @@ class Backend:
 # %% ../../nbs/backends/00_rules.ipynb #d9cc75f0
 def activation_inputs(node: ir.Node) -> list[ir.Value]:
     "The float32 inputs of a node that are computed, in order."
-    return [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT and constant(v) is None]
+    return [
+        v
+        for v in node.inputs
+        if v is not None and v.dtype == ir.DataType.FLOAT and constant(v) is None
+    ]
 
 
 def why_not(node: ir.Node, rule: Rule, graph: Graph) -> str:
     "The reason why a row does not hold for a node, looking at the node alone; empty when it holds."
     if rule.role == LAYER and layer_of(node) is None:
         return "the weight is not constant"
-    if not activation_inputs(node) or any(v.name and v.dtype not in (None, ir.DataType.FLOAT) for v in node.outputs):
+    if not activation_inputs(node) or any(
+        v.name and v.dtype not in (None, ir.DataType.FLOAT) for v in node.outputs
+    ):
         return "not a float32 operator"
     return next((reason for condition in rule.conditions if (reason := condition(node, graph))), "")
 
 
-def find_rule(node: ir.Node, graph: Graph, backend: Backend, skipped: set[str]) -> tuple[Rule | None, str]:
+def find_rule(
+    node: ir.Node, graph: Graph, backend: Backend, skipped: set[str]
+) -> tuple[Rule | None, str]:
     "The first row that holds for a node; without one, the reason why the first row does not."
     if node.name in skipped:
         return None, "named in skip_quant_node"
@@ -93,7 +103,9 @@ def from_codes(node: ir.Node, rule: Rule, decided: dict[str, Decision]) -> bool:
     "Whether an input arrives as codes: from an integer operator, or a model input that is only moved."
     makers = [v.producer() for v in activation_inputs(node)]
     moved_input = rule.role == PASS_THROUGH and any(maker is None for maker in makers)
-    return moved_input or any(maker is not None and decided[maker.name].kind != FLOAT for maker in makers)
+    return moved_input or any(
+        maker is not None and decided[maker.name].kind != FLOAT for maker in makers
+    )
 
 # %% ../../nbs/backends/00_rules.ipynb #c9317eef
 def first_guess(graph: Graph, backend: Backend, skipped: set[str]) -> dict[str, Decision]:
@@ -102,13 +114,19 @@ def first_guess(graph: Graph, backend: Backend, skipped: set[str]) -> dict[str, 
     for node in graph.nodes:
         rule, reason = find_rule(node, graph, backend, skipped)
         if can_absorb(node, decided):
-            decision = Decision(ABSORBED, f"merged into {node.inputs[0].producer().name}: its codes start at 0")
+            decision = Decision(
+                ABSORBED, f"merged into {node.inputs[0].producer().name}: its codes start at 0"
+            )
         elif rule is None:
             decision = Decision(FLOAT, reason)
         elif rule.role == LAYER:
             decision = Decision(INTEGER, "constant weight", rule)
         elif from_codes(node, rule, decided):
-            decision = Decision(INTEGER if rule.role == COMPUTING else PASS_THROUGH, "between integer operators", rule)
+            decision = Decision(
+                INTEGER if rule.role == COMPUTING else PASS_THROUGH,
+                "between integer operators",
+                rule,
+            )
         else:
             decision = Decision(FLOAT, "its inputs are float")
         decided[node.name] = decision
@@ -155,7 +173,9 @@ def gives_floats(node: ir.Node, decided: dict[str, Decision]) -> bool:
     rule = decided[node.name].rule
     trapped = node.op_type == "MatMul" and any(reader.op_type == "Add" for reader in readers(node))
     absorbed = any(decided[reader.name].kind == ABSORBED for reader in readers(node))
-    return bool(rule and rule.float_output) and not (trapped or absorbed or reads_codes(node, decided))
+    return bool(rule and rule.float_output) and not (
+        trapped or absorbed or reads_codes(node, decided)
+    )
 
 
 def decide(graph: Graph, backend: Backend, skipped: set[str] = frozenset()) -> tuple[NodePlan, ...]:
@@ -165,6 +185,10 @@ def decide(graph: Graph, backend: Backend, skipped: set[str] = frozenset()) -> t
     for node in graph.nodes:
         decision, kernel = decided[node.name], ""
         if decision.rule is not None:
-            kernel = decision.rule.float_output + FLOATS if gives_floats(node, decided) else decision.rule.kernel
+            kernel = (
+                decision.rule.float_output + FLOATS
+                if gives_floats(node, decided)
+                else decision.rule.kernel
+            )
         plans.append(NodePlan(node.name, node.op_type, decision.kind, kernel, decision.reason))
     return tuple(plans)

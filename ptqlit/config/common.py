@@ -17,24 +17,44 @@ class CommonQuantParam(Section):
     "Keys of `[common_quant_param]` (specification sheet, section 2.2)."
 
     title = "common_quant_param"
-    quant_type: choice("WEIGHT_QUANT", "FULL_QUANT", "DYNAMIC_QUANT", later=("WEIGHT_QUANT", "DYNAMIC_QUANT")) = key(
-        None, "the kind of quantization; mandatory")
-    bit_num: whole(0, 16) = key(8, "bits of a weight; 0 means mixed bits; full and dynamic quantization need 8")
-    min_quant_weight_size: whole(0, 65535) = key(0, "weights with more elements than this are quantized (weight mode)", later=True)
+    quant_type: choice(
+        "WEIGHT_QUANT", "FULL_QUANT", "DYNAMIC_QUANT", later=("WEIGHT_QUANT", "DYNAMIC_QUANT")
+    ) = key(None, "the kind of quantization; mandatory")
+    bit_num: whole(0, 16) = key(
+        8, "bits of a weight; 0 means mixed bits; full and dynamic quantization need 8"
+    )
+    min_quant_weight_size: whole(0, 65535) = key(
+        0, "weights with more elements than this are quantized (weight mode)", later=True
+    )
     min_quant_weight_channel: whole(0, 65535) = key(
-        16, "convolution weights with more channels than this are quantized (weight mode)", later=True)
+        16,
+        "convolution weights with more channels than this are quantized (weight mode)",
+        later=True,
+    )
     skip_quant_node: Names = key((), "names of nodes that stay float, exact and complete")
     debug_info_save_path: Text = key("", "folder for debug reports; empty for none", later=True)
-    enable_encode: Boolean = key(True, "compress the stored weights (weight mode)", since="2.0", later=True)
+    enable_encode: Boolean = key(
+        True, "compress the stored weights (weight mode)", since="2.0", later=True
+    )
     workspace: Text = key("", "folder for temporary files of large models", since="-", later=True)
 
     @model_validator(mode="after")
     def widths(self):
         "Rules that involve two keys."
         if self.quant_type is None:
-            raise ValueError("quant_type is missing: expected one of WEIGHT_QUANT, FULL_QUANT, DYNAMIC_QUANT.")
+            raise ValueError(
+                "quant_type is missing: expected one of WEIGHT_QUANT, FULL_QUANT, DYNAMIC_QUANT."
+            )
         if self.quant_type != "WEIGHT_QUANT" and self.bit_num != 8:
-            raise ValueError(f"bit_num={self.bit_num}: expected 8 with quant_type={self.quant_type}.")
-        if self.quant_type == "WEIGHT_QUANT" and not self.enable_encode and self.bit_num not in (8, 16):
-            raise ValueError(f"enable_encode=false: expected bit_num=8 or 16 with it, not {self.bit_num}.")
+            raise ValueError(
+                f"bit_num={self.bit_num}: expected 8 with quant_type={self.quant_type}."
+            )
+        if (
+            self.quant_type == "WEIGHT_QUANT"
+            and not self.enable_encode
+            and self.bit_num not in (8, 16)
+        ):
+            raise ValueError(
+                f"enable_encode=false: expected bit_num=8 or 16 with it, not {self.bit_num}."
+            )
         return self

@@ -35,9 +35,13 @@ def check_normalize(section: Section) -> None:
     for name in present(section, "normalize_mean", "normalize_std"):
         values = getattr(section, name)
         if len(values) != channels:
-            raise ValueError(f"{name} has {len(values)} numbers: expected {channels} with image_to_format={section.image_to_format}.")
+            raise ValueError(
+                f"{name} has {len(values)} numbers: expected {channels} with image_to_format={section.image_to_format}."
+            )
         if not all(math.isfinite(v) and (v > 0 or name == "normalize_mean") for v in values):
-            raise ValueError(f"{name}={list(values)}: expected finite numbers{', greater than 0' if name == 'normalize_std' else ''}.")
+            raise ValueError(
+                f"{name}={list(values)}: expected finite numbers{', greater than 0' if name == 'normalize_std' else ''}."
+            )
 
 
 def check_sizes(section: Section) -> None:
@@ -56,15 +60,25 @@ class DataPreprocessParam(Section):
     "Keys of `[data_preprocess_param]` (specification sheet, section 2.6)."
 
     title = "data_preprocess_param"
-    calibrate_path: PathMap = key((), "a folder for each model input; mandatory for full quantization")
-    calibrate_size: whole(1, 65535) = key(None, "number of calibration samples; mandatory for full quantization")
-    input_type: choice("IMAGE", "BIN", later=("BIN",)) = key(None, "pictures, or raw buffers; mandatory for full quantization")
-    image_to_format: choice("RGB", "GRAY", "BGR") = key("BGR", "colour order; pictures are decoded as BGR")
+    calibrate_path: PathMap = key(
+        (), "a folder for each model input; mandatory for full quantization"
+    )
+    calibrate_size: whole(1, 65535) = key(
+        None, "number of calibration samples; mandatory for full quantization"
+    )
+    input_type: choice("IMAGE", "BIN", later=("BIN",)) = key(
+        None, "pictures, or raw buffers; mandatory for full quantization"
+    )
+    image_to_format: choice("RGB", "GRAY", "BGR") = key(
+        "BGR", "colour order; pictures are decoded as BGR"
+    )
     normalize_mean: Vector = key((), "subtracted from each channel")
     normalize_std: Vector = key((), "each channel is divided by it, after the mean")
     resize_width: whole(1, 65535) = key(-1, "width after resizing, in pixels")
     resize_height: whole(1, 65535) = key(-1, "height after resizing, in pixels")
-    resize_method: choice("LINEAR", "NEAREST", "CUBIC") = key(None, "interpolation; without it nothing is resized")
+    resize_method: choice("LINEAR", "NEAREST", "CUBIC") = key(
+        None, "interpolation; without it nothing is resized"
+    )
     center_crop_width: whole(1, 65535) = key(-1, "width of the centre that is kept")
     center_crop_height: whole(1, 65535) = key(-1, "height of the centre that is kept")
 

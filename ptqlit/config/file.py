@@ -54,7 +54,9 @@ def read_line(raw: str, where: str, warn: list[str]) -> Line:
     text = text.replace('"', "").strip()
     if text.startswith("["):
         if not text.endswith("]"):
-            raise InputError(f"{where}: {shorten(text)}: expected ] at the end of a section's name.", FILE_FAILED)
+            raise InputError(
+                f"{where}: {shorten(text)}: expected ] at the end of a section's name.", FILE_FAILED
+            )
         return Line(section=text[1:-1].strip())
     return read_pair(text, where, warn)
 
@@ -65,7 +67,9 @@ def read_pair(text: str, where: str, warn: list[str]) -> Line:
     if not text:
         return Line()
     if not equals or not key or "=" in value:
-        raise InputError(f"{where}: {shorten(text)}: expected one key=value or [section].", FILE_FAILED)
+        raise InputError(
+            f"{where}: {shorten(text)}: expected one key=value or [section].", FILE_FAILED
+        )
     if not value:
         warn.append(f"{where}: {key} has no value and counts as not given.")
         return Line()
@@ -76,7 +80,9 @@ def read_entries(text: str, source: str, warn: list[str]) -> dict[str, list[Entr
     "Section name -> its entries, in the order of the file."
     lines = re.split(r"\r\n|\n|\r", text)
     if len(lines) > MAX_LINES + 1:
-        raise InputError(f"{source}: {len(lines)} lines: expected at most {MAX_LINES}.", FILE_FAILED)
+        raise InputError(
+            f"{source}: {len(lines)} lines: expected at most {MAX_LINES}.", FILE_FAILED
+        )
     found: dict[str, list[Entry]] = {}
     section = None
     for number, raw in enumerate(lines, 1):
@@ -91,7 +97,9 @@ def read_entries(text: str, source: str, warn: list[str]) -> dict[str, list[Entr
     return found
 
 # %% ../../nbs/config/10_file.ipynb #e1188b62
-SECTIONS: dict[str, type[Section]] = {c.title: c for c in (CommonQuantParam, FullQuantParam, DataPreprocessParam)}
+SECTIONS: dict[str, type[Section]] = {
+    c.title: c for c in (CommonQuantParam, FullQuantParam, DataPreprocessParam)
+}
 
 LATER_SECTIONS = (  # documented by the reference, not readable yet
     "weight_quant_param", "mixed_bit_weight_quant_param", "dynamic_quant_param", "transform_quant_param", "registry", "ascend_context",
@@ -133,11 +141,19 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path}: cannot read the configuration: {error.strerror}.", FILE_FAILED) from None
+        raise InputError(
+            f"{path}: cannot read the configuration: {error.strerror}.", FILE_FAILED
+        ) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file (byte {error.start}): expected lines of key=value.", FILE_FAILED) from None
+        raise InputError(
+            f"{path}: not a text file (byte {error.start}): expected lines of key=value.",
+            FILE_FAILED,
+        ) from None
     if "\0" in text:
-        raise InputError(f"{path}: not a text file (it holds zero bytes): expected lines of key=value.", FILE_FAILED)
+        raise InputError(
+            f"{path}: not a text file (it holds zero bytes): expected lines of key=value.",
+            FILE_FAILED,
+        )
     return text
 
 
@@ -147,12 +163,18 @@ def build(text: str, source: str, folder: Path) -> Config:
     entries = read_entries(text, source, warn)
     warn += [
         f"{source}: section [{shorten(name)}] is not known and is not read.{hint(name, list(SECTIONS) + list(LATER_SECTIONS))}"
-        for name in entries if name not in SECTIONS and name not in LATER_SECTIONS
+        for name in entries
+        if name not in SECTIONS and name not in LATER_SECTIONS
     ]
-    read = {title: read_section(kind, entries.get(title, []), source) for title, kind in SECTIONS.items()}
+    read = {
+        title: read_section(kind, entries.get(title, []), source)
+        for title, kind in SECTIONS.items()
+    }
     common, full, data = read.values()
     warn += [f"{source}: [{data.title}] {warning}" for warning in warnings_of(data)]
-    lines = {(title, entry.key): entry.line for title in SECTIONS for entry in entries.get(title, [])}
+    lines = {
+        (title, entry.key): entry.line for title in SECTIONS for entry in entries.get(title, [])
+    }
     known = tuple(name for name in entries if name in SECTIONS or name in LATER_SECTIONS)
     return Config(common, full, data, source, folder, lines, known, tuple(warn))
 
@@ -163,22 +185,42 @@ def print_config(config: Config) -> str:
     for section in (config.common, config.data, config.full):
         given = [name for name in type(section).model_fields if name in section.model_fields_set]
         if section.title in config.sections:
-            blocks.append("\n".join([f"[{section.title}]", *(f"{name}={to_text(getattr(section, name))}" for name in given)]))
+            blocks.append(
+                "\n".join(
+                    [
+                        f"[{section.title}]",
+                        *(f"{name}={to_text(getattr(section, name))}" for name in given),
+                    ]
+                )
+            )
     return "\n\n".join(blocks) + "\n"
 
 # %% ../../nbs/config/10_file.ipynb #13ca323d
 def requirements(config: Config) -> list[str]:
     "What stands between a valid configuration and a conversion: not built yet, or missing."
-    later = [f"{config.source}: [{name}] is not supported yet." for name in config.sections if name in LATER_SECTIONS]
+    later = [
+        f"{config.source}: [{name}] is not supported yet."
+        for name in config.sections
+        if name in LATER_SECTIONS
+    ]
     for section in (config.common, config.full, config.data):
         for asked in not_yet(section):
             line = config.lines.get((section.title, asked.split("=")[0]), 1)
             later.append(f"{config.source}:{line}: [{section.title}] {asked} is not supported yet.")
     data, title = config.data, config.data.title
-    missing = [name for name in ("calibrate_path", "calibrate_size", "input_type") if not getattr(data, name)]
+    missing = [
+        name
+        for name in ("calibrate_path", "calibrate_size", "input_type")
+        if not getattr(data, name)
+    ]
     if title not in config.sections:
-        return later + [f"{config.source}: no section [{title}]: expected one with {', '.join(missing)} for FULL_QUANT."]
-    return later + [f"{config.source}: [{title}] {name} is missing: expected it for FULL_QUANT." for name in missing]
+        return later + [
+            f"{config.source}: no section [{title}]: expected one with {', '.join(missing)} for FULL_QUANT."
+        ]
+    return later + [
+        f"{config.source}: [{title}] {name} is missing: expected it for FULL_QUANT."
+        for name in missing
+    ]
 
 
 def find_folder(config: Config, folder: str) -> Path:

@@ -16,9 +16,18 @@ class FullQuantParam(Section):
 
     title = "full_quant_param"
     activation_quant_method: choice(
-        "MAX_MIN", "KL", "REMOVAL_OUTLIER", aliases={"RemovalOutlier": "REMOVAL_OUTLIER"}, later=("KL", "REMOVAL_OUTLIER")
+        "MAX_MIN",
+        "KL",
+        "REMOVAL_OUTLIER",
+        aliases={"RemovalOutlier": "REMOVAL_OUTLIER"},
+        later=("KL", "REMOVAL_OUTLIER"),
     ) = key("MAX_MIN", "how the range of an activation is chosen")
-    bias_correction: Boolean = key(True, "take the mean error of the rounded weights back in the bias")
-    per_channel: Boolean = key(True, "one weight scale for each output channel; false: one for each layer", later=True)
+    bias_correction: Boolean = key(
+        True, "take the mean error of the rounded weights back in the bias"
+    )
+    per_channel: Boolean = key(
+        True, "one weight scale for each output channel; false: one for each layer", later=True
+    )
     target_device: choice("CPU", "NVGPU", "DSP", "ASCEND", later=("NVGPU", "DSP", "ASCEND")) = key(
-        "CPU", "the hardware the file is written for")
+        "CPU", "the hardware the file is written for"
+    )

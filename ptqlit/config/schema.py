@@ -106,14 +106,27 @@ def to_map(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(pairs.items())
 
 
-Vector = typed(tuple[float, ...], to_vector, Kind("vector", "numbers in brackets such as [1, 2, 3]", "[a, b, ...]"))
+Vector = typed(
+    tuple[float, ...],
+    to_vector,
+    Kind("vector", "numbers in brackets such as [1, 2, 3]", "[a, b, ...]"),
+)
 Names = typed(tuple[str, ...], to_names, Kind("list", "names separated by commas", "name,name"))
-PathMap = typed(tuple[tuple[str, str], ...], to_map, Kind("map", "input_name:folder, several separated by commas", "name:folder,..."))
+PathMap = typed(
+    tuple[tuple[str, str], ...],
+    to_map,
+    Kind("map", "input_name:folder, several separated by commas", "name:folder,..."),
+)
 
 # %% ../../nbs/config/00_schema.ipynb #1979a5dd
 def key(default: Any, meaning: str, since: str = "1.8", later: bool = False) -> Any:
     "Declare one key of a section."
-    return Field(default, description=meaning, validate_default=False, json_schema_extra={"since": since, "later": later})
+    return Field(
+        default,
+        description=meaning,
+        validate_default=False,
+        json_schema_extra={"since": since, "later": later},
+    )
 
 
 class Section(BaseModel):
@@ -145,7 +158,9 @@ def describe(cls: type[Section], name: str, value: str) -> str:
 
 def read_section(
     cls: type[Section],  # which section
-    entries: list[Entry],  # its keys, in the order of the file; of a repeated key the last one counts
+    entries: list[
+        Entry
+    ],  # its keys, in the order of the file; of a repeated key the last one counts
     source: str,  # the file's name, for messages
 ) -> Section:
     "The section as an object, or an InputError that names file, line, key, value and what was expected."
@@ -163,7 +178,9 @@ def read_section(
         raise first_error(cls, error, found, source) from None
 
 
-def first_error(cls: type[Section], error: ValidationError, found: dict[str, Entry], source: str) -> InputError:
+def first_error(
+    cls: type[Section], error: ValidationError, found: dict[str, Entry], source: str
+) -> InputError:
     "The earliest line that pydantic rejected, in the house's words."
     names = {str(e["loc"][0]): e for e in error.errors() if e["loc"]}
     if not names:  # a rule across keys: its message begins with the key at fault
@@ -208,7 +225,16 @@ def key_rows(cls: type[Section]) -> list[tuple[str, ...]]:
     rows = []
     for name, field in cls.model_fields.items():
         kind = cls.kind(name)
-        rows.append((name, kind.name, default_text(field.default), kind.range, field.description, field.json_schema_extra["since"]))
+        rows.append(
+            (
+                name,
+                kind.name,
+                default_text(field.default),
+                kind.range,
+                field.description,
+                field.json_schema_extra["since"],
+            )
+        )
     return rows
 
 

@@ -30,11 +30,17 @@ def read_proto(path: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise InputError(f"{path}: cannot read the model: {error.strerror or error}.", MODEL_INVALID) from None
+        raise InputError(
+            f"{path}: cannot read the model: {error.strerror or error}.", MODEL_INVALID
+        ) from None
     except Exception as error:  # protobuf raises classes of its own
-        raise InputError(f"{path}: not an ONNX model ({type(error).__name__}: {error}).", MODEL_INVALID) from None
+        raise InputError(
+            f"{path}: not an ONNX model ({type(error).__name__}: {error}).", MODEL_INVALID
+        ) from None
     if not proto.graph.output or not proto.opset_import:
-        raise InputError(f"{path}: not an ONNX model: it has no graph outputs or no opset.", MODEL_INVALID)
+        raise InputError(
+            f"{path}: not an ONNX model: it has no graph outputs or no opset.", MODEL_INVALID
+        )
     return proto
 
 
@@ -50,7 +56,9 @@ def check_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> None:
 def external_files(proto: onnx.ModelProto) -> list[str]:
     "Names of the files that hold tensors outside the message, sorted."
     tensors = (t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
-    return sorted({entry.value for t in tensors for entry in t.external_data if entry.key == "location"})
+    return sorted(
+        {entry.value for t in tensors for entry in t.external_data if entry.key == "location"}
+    )
 
 # %% ../../nbs/model/00_graph.ipynb #13357b9c
 def model_hash(proto: onnx.ModelProto, folder: Path | None = None) -> str:
@@ -73,9 +81,13 @@ def load(model: str | Path | onnx.ModelProto) -> tuple[ir.Model, str, str]:
         raise InputError(f"{path}: a folder; expected an ONNX file.", MODEL_INVALID)
     proto = read_proto(path)
     check_proto(proto, str(path), path)
-    outside = [name for name in external_files(proto) if os.path.isabs(name) or ".." in Path(name).parts]
+    outside = [
+        name for name in external_files(proto) if os.path.isabs(name) or ".." in Path(name).parts
+    ]
     if outside:
-        raise InputError(f"{path}: external data outside the model's folder: {outside[0]}.", MODEL_INVALID)
+        raise InputError(
+            f"{path}: external data outside the model's folder: {outside[0]}.", MODEL_INVALID
+        )
     return ir.load(path), model_hash(proto, path.parent), str(path)
 
 # %% ../../nbs/model/00_graph.ipynb #cded8043
@@ -124,8 +136,12 @@ def set_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     "A new initializer with a name that is free."
     while name in graph.initializers:
         name += "_"
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-                     const_value=ir.tensor(np.asarray(array, order="C"), name=name))
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(np.asarray(array, order="C"), name=name),
+    )
     graph.register_initializer(value)
     return value
 
@@ -133,7 +149,11 @@ def set_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 def only_user(value: ir.Value) -> ir.Node | None:
     "The one node that reads a value, if there is exactly one and the value is not a graph output."
     users = {use.node for use in value.uses()}
-    return next(iter(users)) if len(users) == 1 and len(value.uses()) == 1 and not value.is_graph_output() else None
+    return (
+        next(iter(users))
+        if len(users) == 1 and len(value.uses()) == 1 and not value.is_graph_output()
+        else None
+    )
 
 
 def foldable(norm: ir.Node) -> ir.Node | None:
@@ -141,12 +161,23 @@ def foldable(norm: ir.Node) -> ir.Node | None:
     layer = norm.inputs[0].producer() if norm.op_type == "BatchNormalization" else None
     if layer is None or weight_axis(layer) is None or only_user(layer.outputs[0]) is not norm:
         return None
-    if layer.op_type == "MatMul" or (layer.op_type == "ConvTranspose" and attribute(layer, "group", 1) != 1):
+    if layer.op_type == "MatMul" or (
+        layer.op_type == "ConvTranspose" and attribute(layer, "group", 1) != 1
+    ):
         return None
-    if layer.op_type == "Gemm" and (attribute(layer, "alpha", 1.0), attribute(layer, "beta", 1.0)) != (1.0, 1.0):
+    if layer.op_type == "Gemm" and (
+        attribute(layer, "alpha", 1.0),
+        attribute(layer, "beta", 1.0),
+    ) != (1.0, 1.0):
         return None
-    known = [constant(v) is not None for v in (layer.inputs[1], *layer.inputs[2:3], *norm.inputs[1:5]) if v is not None]
-    plain = not attribute(norm, "training_mode", 0) and all(o.uses() == () or not o.uses() for o in norm.outputs[1:])
+    known = [
+        constant(v) is not None
+        for v in (layer.inputs[1], *layer.inputs[2:3], *norm.inputs[1:5])
+        if v is not None
+    ]
+    plain = not attribute(norm, "training_mode", 0) and all(
+        o.uses() == () or not o.uses() for o in norm.outputs[1:]
+    )
     return layer if all(known) and plain else None
 
 
@@ -154,12 +185,18 @@ def fold_one(graph: ir.Graph, layer: ir.Node, norm: ir.Node) -> None:
     "Replace a layer and its BatchNormalization by the layer with other constants (computed in float64)."
     weight = constant(layer.inputs[1])
     gamma, beta, mean, var = (constant(v).astype(np.float64) for v in norm.inputs[1:5])
-    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 and layer.inputs[2] is not None else np.zeros(1)
+    bias = (
+        constant(layer.inputs[2])
+        if len(layer.inputs) > 2 and layer.inputs[2] is not None
+        else np.zeros(1)
+    )
     gain = gamma / np.sqrt(var + attribute(norm, "epsilon", 1e-5))
     shape = [1] * weight.ndim
     shape[weight_axis(layer)] = -1
     folded_weight = (weight * gain.reshape(shape)).astype(np.float32)
-    folded_bias = (gain * (np.broadcast_to(bias.ravel(), gain.shape) - mean) + beta).astype(np.float32)
+    folded_bias = (gain * (np.broadcast_to(bias.ravel(), gain.shape) - mean) + beta).astype(
+        np.float32
+    )
     layer.resize_inputs(3)
     layer.replace_input_with(1, set_constant(graph, f"{layer.name}_folded_weight", folded_weight))
     layer.replace_input_with(2, set_constant(graph, f"{layer.name}_folded_bias", folded_bias))
@@ -192,14 +229,24 @@ def scale_gemm(model: ir.Model) -> None:
         alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
         if node.op_type != "Gemm" or (alpha, beta) == (1.0, 1.0):
             continue
-        operands = [constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1, np.float32)]
+        operands = [
+            constant(node.inputs[1]),
+            constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1, np.float32),
+        ]
         if any(array is None for array in operands):
             continue
         for place, (array, factor) in enumerate(zip(operands, (alpha, beta)), 1):
             if place < len(node.inputs):
-                scaled = set_constant(model.graph, f"{node.name}_scaled_{place}", (array * np.float32(factor)).astype(np.float32))
+                scaled = set_constant(
+                    model.graph,
+                    f"{node.name}_scaled_{place}",
+                    (array * np.float32(factor)).astype(np.float32),
+                )
                 node.replace_input_with(place, scaled)
-        node.attributes["alpha"], node.attributes["beta"] = ir.AttrFloat32("alpha", 1.0), ir.AttrFloat32("beta", 1.0)
+        node.attributes["alpha"], node.attributes["beta"] = (
+            ir.AttrFloat32("alpha", 1.0),
+            ir.AttrFloat32("beta", 1.0),
+        )
 
 
 def rank(value: ir.Value) -> int | None:
@@ -219,7 +266,12 @@ def merge_matmul_add(model: ir.Model) -> dict[str, str]:
     merged = {}
     for node in list(model.graph):
         add = only_user(node.outputs[0]) if node.op_type == "MatMul" else None
-        if add is None or add.op_type != "Add" or rank(node.inputs[0]) != 2 or constant(node.inputs[1]) is None:
+        if (
+            add is None
+            or add.op_type != "Add"
+            or rank(node.inputs[0]) != 2
+            or constant(node.inputs[1]) is None
+        ):
             continue
         bias = bias_of(add, node.outputs[0])
         if bias is not None:
@@ -244,11 +296,23 @@ def mean_axes(node: ir.Node) -> list[int]:
 def pool_means(model: ir.Model) -> None:
     "Turn ReduceMean over height and width of (N, C, H, W) into GlobalAveragePool, with a Flatten where the axes vanish."
     for node in list(model.graph):
-        if node.op_type != "ReduceMean" or rank(node.inputs[0]) != 4 or sorted(a % 4 for a in mean_axes(node)) != [2, 3]:
+        if (
+            node.op_type != "ReduceMean"
+            or rank(node.inputs[0]) != 4
+            or sorted(a % 4 for a in mean_axes(node)) != [2, 3]
+        ):
             continue
         new = [ir.Node("", "GlobalAveragePool", [node.inputs[0]], name=node.name)]
         if not attribute(node, "keepdims", 1):
-            new.append(ir.Node("", "Flatten", [new[0].outputs[0]], [ir.AttrInt64("axis", 1)], name=f"{node.name}_flatten"))
+            new.append(
+                ir.Node(
+                    "",
+                    "Flatten",
+                    [new[0].outputs[0]],
+                    [ir.AttrInt64("axis", 1)],
+                    name=f"{node.name}_flatten",
+                )
+            )
             new[0].outputs[0].name = f"{node.outputs[0].name}_pooled"
         replace_node(model.graph, node, new)
 
@@ -258,7 +322,10 @@ ENDINGS = ("Flatten", "Reshape", "Squeeze", "Softmax", "LogSoftmax")
 
 def ends_here(value: ir.Value) -> bool:
     "Whether nothing but moving and a Softmax lies between a tensor and the model's outputs."
-    return all(use.node.op_type in ENDINGS and use.idx == 0 and all(map(ends_here, use.node.outputs)) for use in value.uses())
+    return all(
+        use.node.op_type in ENDINGS and use.idx == 0 and all(map(ends_here, use.node.outputs))
+        for use in value.uses()
+    )
 
 
 def on_one_pixel(node: ir.Node) -> bool:
@@ -266,19 +333,37 @@ def on_one_pixel(node: ir.Node) -> bool:
     weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
     shape = node.inputs[0].shape
     plain = weight is not None and weight.shape[2:] == (1, 1) and attribute(node, "group", 1) == 1
-    return plain and shape is not None and len(shape) == 4 and shape[2] == shape[3] == 1 and not any(attribute(node, "pads", ()))
+    return (
+        plain
+        and shape is not None
+        and len(shape) == 4
+        and shape[2] == shape[3] == 1
+        and not any(attribute(node, "pads", ()))
+    )
 
 
 def last_conv_to_gemm(model: ir.Model) -> None:
     "Turn a 1x1 convolution on one pixel, with nothing but a Softmax behind it, into Flatten, Gemm, Unsqueeze."
     for node in list(model.graph):
-        if not on_one_pixel(node) or not ends_here(node.outputs[0]) or constant(node.inputs[0]) is not None:
+        if (
+            not on_one_pixel(node)
+            or not ends_here(node.outputs[0])
+            or constant(node.inputs[0]) is not None
+        ):
             continue
         weight = constant(node.inputs[1])
         matrix = set_constant(model.graph, f"{node.name}_matrix", weight.reshape(weight.shape[:2]))
         axes = set_constant(model.graph, f"{node.name}_axes", np.array([2, 3], np.int64))
-        flat = ir.Node("", "Flatten", [node.inputs[0]], [ir.AttrInt64("axis", 1)], name=f"{node.name}_flatten")
-        gemm = ir.Node("", "Gemm", [flat.outputs[0], matrix, *node.inputs[2:3]], [ir.AttrInt64("transB", 1)], name=node.name)
+        flat = ir.Node(
+            "", "Flatten", [node.inputs[0]], [ir.AttrInt64("axis", 1)], name=f"{node.name}_flatten"
+        )
+        gemm = ir.Node(
+            "",
+            "Gemm",
+            [flat.outputs[0], matrix, *node.inputs[2:3]],
+            [ir.AttrInt64("transB", 1)],
+            name=node.name,
+        )
         back = ir.Node("", "Unsqueeze", [gemm.outputs[0], axes], name=f"{node.name}_unsqueeze")
         flat.outputs[0].name, gemm.outputs[0].name = f"{node.name}_flat", f"{node.name}_gemm"
         replace_node(model.graph, node, [flat, gemm, back])
@@ -327,7 +412,11 @@ class Graph:
     def inputs(self) -> list[Input]:
         "What has to be fed."
         return [
-            Input(v.name, v.dtype.numpy(), tuple(d if isinstance(d, int) else d.value for d in v.shape))
+            Input(
+                v.name,
+                v.dtype.numpy(),
+                tuple(d if isinstance(d, int) else d.value for d in v.shape),
+            )
             for v in self.model.graph.inputs
         ]
 
@@ -378,8 +467,14 @@ def clean(model: ir.Model) -> None:
 def drop_dropout(model: ir.Model) -> None:
     "Dropout does nothing at inference: let its readers read its input."
     for node in list(model.graph):
-        training = constant(node.inputs[2]) if node.op_type == "Dropout" and len(node.inputs) > 2 else None
-        if node.op_type == "Dropout" and not (training is not None and training.any()) and not node.outputs[0].is_graph_output():
+        training = (
+            constant(node.inputs[2]) if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+        )
+        if (
+            node.op_type == "Dropout"
+            and not (training is not None and training.any())
+            and not node.outputs[0].is_graph_output()
+        ):
             node.outputs[0].replace_all_uses_with(node.inputs[0])
 
 # %% ../../nbs/model/00_graph.ipynb #3332f4d4
@@ -402,21 +497,30 @@ class Layer:
     @property
     def channels(self) -> int:
         "Number of output channels."
-        return self.weight.shape[self.axis] * (self.group if self.node.op_type == "ConvTranspose" else 1)
+        return self.weight.shape[self.axis] * (
+            self.group if self.node.op_type == "ConvTranspose" else 1
+        )
 
 
 def layer_of(node: ir.Node) -> Layer | None:
     "The layer a node is, or None."
     axis = weight_axis(node)
     weight = constant(node.inputs[1]) if axis is not None else None
-    if weight is None or weight.dtype != np.float32 or weight.ndim < 2 or constant(node.inputs[0]) is not None:
+    if (
+        weight is None
+        or weight.dtype != np.float32
+        or weight.ndim < 2
+        or constant(node.inputs[0]) is not None
+    ):
         return None
     has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
     bias = constant(node.inputs[2]) if has_bias else None
     if has_bias and bias is None:
         return None
     transposed = node.op_type == "Gemm" and attribute(node, "transA", 0)
-    input_axis = {"Conv": 1, "ConvTranspose": 1, "Gemm": 0 if transposed else 1}.get(node.op_type, -1)
+    input_axis = {"Conv": 1, "ConvTranspose": 1, "Gemm": 0 if transposed else 1}.get(
+        node.op_type, -1
+    )
     group = attribute(node, "group", 1) if "Conv" in node.op_type else 1
     layer = Layer(node, weight, None, axis % weight.ndim, input_axis, group)
     return Layer(node, weight, spread(bias, layer.channels), axis % weight.ndim, input_axis, group)
@@ -424,7 +528,11 @@ def layer_of(node: ir.Node) -> Layer | None:
 
 def spread(bias: np.ndarray | None, channels: int) -> np.ndarray | None:
     "A bias as one value for each output channel (Gemm allows shapes that broadcast to it)."
-    return None if bias is None else np.broadcast_to(bias.astype(np.float32).ravel(), (channels,)).copy()
+    return (
+        None
+        if bias is None
+        else np.broadcast_to(bias.astype(np.float32).ravel(), (channels,)).copy()
+    )
 
 # %% ../../nbs/model/00_graph.ipynb #e706b52e
 def find_nodes(graph: Graph, names: tuple[str, ...], where: str) -> set[str]:
@@ -433,5 +541,7 @@ def find_nodes(graph: Graph, names: tuple[str, ...], where: str) -> set[str]:
     unknown = [name for name in names if name not in known and name not in graph.absorbed]
     if unknown:
         valid = sorted(known | set(graph.absorbed))
-        raise InputError(f'{where}: no node is called "{unknown[0]}".{hint(unknown[0], valid)} List the names with: ptqlit nodes {graph.name}')
+        raise InputError(
+            f'{where}: no node is called "{unknown[0]}".{hint(unknown[0], valid)} List the names with: ptqlit nodes {graph.name}'
+        )
     return {graph.absorbed.get(name, name) for name in names}

@@ -46,7 +46,9 @@ class TensorPlan:
     method: str  # how the range was chosen
     reason: str  # what is special about it; empty for nothing
     node: str = ""  # weights, constants and biases: the node that reads them
-    values: np.ndarray | None = None  # biases, and weights that plain rounding does not give: the codes
+    values: np.ndarray | None = (
+        None  # biases, and weights that plain rounding does not give: the codes
+    )
 
     @property
     def affine(self) -> Affine:
@@ -59,7 +61,9 @@ class EdgePlan:
     "A QuantizeLinear and a DequantizeLinear on a tensor."
 
     tensor: str
-    consumer: str = ""  # empty: one pair behind the producer, for all readers; else: for this reader only
+    consumer: str = (
+        ""  # empty: one pair behind the producer, for all readers; else: for this reader only
+    )
 
 # %% ../../nbs/model/02_plan.ipynb #549d31b1
 FORMAT_VERSION = 1  # of the JSON
@@ -103,7 +107,11 @@ def encode(value, arrays: dict[str, np.ndarray]):
     "A Plan, or a part of it, as what JSON can hold; large arrays are put into `arrays`."
     if isinstance(value, np.ndarray):
         if value.size <= LARGE:
-            return {"dtype": value.dtype.name, "shape": list(value.shape), "values": value.ravel().tolist()}
+            return {
+                "dtype": value.dtype.name,
+                "shape": list(value.shape),
+                "values": value.ravel().tolist(),
+            }
         name = f"array_{len(arrays)}"
         arrays[name] = value
         return {"npz": name}
@@ -125,10 +133,32 @@ def decode(data: dict, arrays) -> Plan:
     "The inverse of `encode` for a whole Plan."
     tensors = []
     for t in data["tensors"]:
-        numbers = {name: decode_array(t[name], arrays) for name in ("scale", "zero_point", "values")}
-        tensors.append(TensorPlan(**{**t, **numbers, "format": NumberFormat(**t["format"]), "range": tuple(t["range"])}))
-    nodes, edges = tuple(NodePlan(**n) for n in data["nodes"]), tuple(EdgePlan(**e) for e in data["edges"])
-    return Plan(**{**data, "nodes": nodes, "tensors": tuple(tensors), "edges": edges, "notes": tuple(data["notes"])})
+        numbers = {
+            name: decode_array(t[name], arrays) for name in ("scale", "zero_point", "values")
+        }
+        tensors.append(
+            TensorPlan(
+                **{
+                    **t,
+                    **numbers,
+                    "format": NumberFormat(**t["format"]),
+                    "range": tuple(t["range"]),
+                }
+            )
+        )
+    nodes, edges = (
+        tuple(NodePlan(**n) for n in data["nodes"]),
+        tuple(EdgePlan(**e) for e in data["edges"]),
+    )
+    return Plan(
+        **{
+            **data,
+            "nodes": nodes,
+            "tensors": tuple(tensors),
+            "edges": edges,
+            "notes": tuple(data["notes"]),
+        }
+    )
 
 # %% ../../nbs/model/02_plan.ipynb #0dca0f09
 def plan_text(plan: Plan, arrays: dict[str, np.ndarray] | None = None) -> str:
@@ -185,9 +215,15 @@ def load_plan(path: str | Path) -> Plan:
     path = Path(path)
     try:
         data = json.loads(path.read_text("utf-8"))
-        arrays = dict(np.load(path.with_suffix(".npz"), allow_pickle=False)) if '"npz"' in json.dumps(data) else {}
+        arrays = (
+            dict(np.load(path.with_suffix(".npz"), allow_pickle=False))
+            if '"npz"' in json.dumps(data)
+            else {}
+        )
     except OSError as error:
-        raise InputError(f"{error.filename}: cannot read the Plan: {error.strerror}.", FILE_FAILED) from None
+        raise InputError(
+            f"{error.filename}: cannot read the Plan: {error.strerror}.", FILE_FAILED
+        ) from None
     except ValueError as error:
         raise InputError(f"{path}: not a Plan: {error}.", FILE_FAILED) from None
     if not isinstance(data, dict) or data.get("version") != FORMAT_VERSION:
@@ -195,4 +231,6 @@ def load_plan(path: str | Path) -> Plan:
     try:
         return decode(data, arrays)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a Plan: {type(error).__name__}: {error}.", FILE_FAILED) from None
+        raise InputError(
+            f"{path}: not a Plan: {type(error).__name__}: {error}.", FILE_FAILED
+        ) from None

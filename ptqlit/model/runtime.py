@@ -40,16 +40,24 @@ def open_session(
     options.inter_op_num_threads = 1
     options.graph_optimization_level = level
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # the arena keeps the peak of every sample; without it memory stays flat
+    options.enable_cpu_mem_arena = (
+        False  # the arena keeps the peak of every sample; without it memory stays flat
+    )
     if optimized:
         options.optimized_model_filepath = str(optimized)
     if isinstance(model, ir.Model):
         model = ir.to_proto(model).SerializeToString()
     try:
-        return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
     except Exception as error:  # onnxruntime's classes share no base
         name = "model" if isinstance(model, bytes) else model
-        raise InputError(f"{name}: onnxruntime cannot load the model: {str(error)[:300]}", MODEL_INVALID) from None
+        raise InputError(
+            f"{name}: onnxruntime cannot load the model: {str(error)[:300]}", MODEL_INVALID
+        ) from None
 
 # %% ../../nbs/model/01_runtime.ipynb #98af8622
 @dataclass(frozen=True)
@@ -73,7 +81,13 @@ def kernels_of(model: str | Path | bytes) -> list[Kernel]:
     floats = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
     makers = output_names(model)
     return [
-        Kernel(plain_name(n.name, makers), n.op_type, n.domain, n.op_type == "DequantizeLinear" and n.input[0] in constants, n.input[0] in floats)
+        Kernel(
+            plain_name(n.name, makers),
+            n.op_type,
+            n.domain,
+            n.op_type == "DequantizeLinear" and n.input[0] in constants,
+            n.input[0] in floats,
+        )
         for n in graph.node
         if n.input
     ]
@@ -81,7 +95,11 @@ def kernels_of(model: str | Path | bytes) -> list[Kernel]:
 
 def output_names(model: str | Path | bytes) -> dict[str, str]:
     "Tensor -> name of the node of the file that writes it."
-    proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+    proto = (
+        onnx.load_from_string(model)
+        if isinstance(model, bytes)
+        else onnx.load(model, load_external_data=False)
+    )
     return {output: node.name for node in proto.graph.node for output in node.output}
 
 
@@ -108,7 +126,11 @@ def activations(graph: Graph) -> list[str]:
     for node in graph.nodes:
         for value in node.outputs:
             reader = only_user(value) if value.name else None
-            if value.name and value.dtype == ir.DataType.FLOAT and not (reader is not None and absorbs(reader)):
+            if (
+                value.name
+                and value.dtype == ir.DataType.FLOAT
+                and not (reader is not None and absorbs(reader))
+            ):
                 names.append(value.name)
     return names
 
@@ -128,14 +150,19 @@ def logits_model(path: str | Path) -> bytes:
     proto = onnx.load(path)
     producers = {output: node for node in proto.graph.node for output in node.output}
     last = producers.get(proto.graph.output[0].name)
-    while last is not None and last.op_type in ("QuantizeLinear", "DequantizeLinear"):  # a quantized Softmax
+    while last is not None and last.op_type in (
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ):  # a quantized Softmax
         last = producers.get(last.input[0])
     if last is not None and last.op_type in ("Softmax", "LogSoftmax"):
         proto.graph.output[0].name = last.input[0]
     return proto.SerializeToString()
 
 
-def run_batches(session: onnxruntime.InferenceSession, batches: Iterable[dict[str, np.ndarray]]) -> np.ndarray:
+def run_batches(
+    session: onnxruntime.InferenceSession, batches: Iterable[dict[str, np.ndarray]]
+) -> np.ndarray:
     "The first output over a stream of feeds, stacked."
     return np.concatenate([session.run(None, feed)[0] for feed in batches])
 

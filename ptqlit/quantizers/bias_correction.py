@@ -26,14 +26,18 @@ def error_of_mean(
     mean: np.ndarray,  # mean of every input channel, float64 (input channels,)
 ) -> np.ndarray:
     "(W_q - W) E[x] for every output channel, float64."
-    error = np.moveaxis(weight_error.astype(np.float64), layer.axis, 0)  # (outputs of a group or all, inputs, *kernel)
+    error = np.moveaxis(
+        weight_error.astype(np.float64), layer.axis, 0
+    )  # (outputs of a group or all, inputs, *kernel)
     kernel = tuple(range(2, error.ndim)) if "Conv" in layer.node.op_type else ()
     error = error.sum(axis=kernel)
     if layer.group == 1:
         return error.reshape(error.shape[0], -1) @ mean
     outputs = layer.channels // layer.group
     per_group = mean.reshape(layer.group, -1)  # (groups, inputs of a group)
-    return np.concatenate([error[g * outputs : (g + 1) * outputs] @ per_group[g] for g in range(layer.group)])
+    return np.concatenate(
+        [error[g * outputs : (g + 1) * outputs] @ per_group[g] for g in range(layer.group)]
+    )
 
 # %% ../../nbs/quantizers/01_bias_correction.ipynb #73f45341
 def rounded_error(layer: Layer, affine: Affine, backend: Backend) -> np.ndarray:
@@ -63,7 +67,15 @@ def correct(plan: Plan, graph: Graph, statistics: Statistics, backend: Backend) 
         mean = statistics.tensors[layer.input.name].means[layer.input_axis].mean
         s_x = activations[layer.input.name].scale
         for tensor in layer_plans(layer, s_x, backend, corrected_bias(layer, s_x, mean, backend)):
-            reason = "; ".join(filter(None, ("mean error of the weights taken back" if tensor.role == "bias" else "", tensor.reason)))
+            reason = "; ".join(
+                filter(
+                    None,
+                    (
+                        "mean error of the weights taken back" if tensor.role == "bias" else "",
+                        tensor.reason,
+                    ),
+                )
+            )
             fresh[tensor.node, tensor.role] = replace(tensor, reason=reason)
     return replace(plan, tensors=merge_tensors(plan, fresh))
 
@@ -74,6 +86,10 @@ def merge_tensors(plan: Plan, fresh: dict[tuple[str, str], TensorPlan]) -> tuple
     tensors = []
     for tensor in plan.tensors:
         tensors.append(fresh.get((tensor.node, tensor.role), tensor))
-        if tensor.role == "weight" and tensor.node not in had_bias and (tensor.node, "bias") in fresh:
+        if (
+            tensor.role == "weight"
+            and tensor.node not in had_bias
+            and (tensor.node, "bias") in fresh
+        ):
             tensors.append(fresh[tensor.node, "bias"])
     return tuple(tensors)

@@ -11,7 +11,16 @@ import numpy as np
 import onnx_ir as ir
 
 from ..arithmetic.affine import INT32, Affine, choose_affine, range_note
-from ..backends.rules import ABSORBED, FLOAT, FLOATS, INTEGER, PASS_THROUGH, Backend, activation_inputs, decide
+from ptqlit.backends.rules import (
+    ABSORBED,
+    FLOAT,
+    FLOATS,
+    INTEGER,
+    PASS_THROUGH,
+    Backend,
+    activation_inputs,
+    decide,
+)
 from ..calibrators.max_min import Calibrator, Range
 from ..errors import MODEL_INVALID, InputError
 from ..model.graph import Graph, Layer, attribute, constant, layer_of, only_user
@@ -26,7 +35,11 @@ __all__ = ['output_of', 'written', 'coded', 'below_bound', 'upper_bound', 'activ
 def output_of(node: ir.Node, decisions: dict[str, NodePlan]) -> ir.Value:
     "The tensor an integer operator ends in: its output, or that of the Relu it absorbs."
     reader = only_user(node.outputs[0])
-    absorbed = reader is not None and reader.name in decisions and decisions[reader.name].decision == ABSORBED
+    absorbed = (
+        reader is not None
+        and reader.name in decisions
+        and decisions[reader.name].decision == ABSORBED
+    )
     return reader.outputs[0] if absorbed else node.outputs[0]
 
 
@@ -79,7 +92,17 @@ def activation_plan(value: ir.Value, chosen: Range, method: str, backend: Backen
         affine = below_bound(affine, backend.activation.qmax, bound)
     reason = "; ".join(filter(None, (chosen.reason, range_note(chosen.lo, chosen.hi))))
     limits = (float(chosen.lo), float(chosen.hi))
-    return TensorPlan(value.name, "activation", backend.activation, affine.scale, affine.zero_point, None, limits, method, reason)
+    return TensorPlan(
+        value.name,
+        "activation",
+        backend.activation,
+        affine.scale,
+        affine.zero_point,
+        None,
+        limits,
+        method,
+        reason,
+    )
 
 # %% ../../nbs/quantizers/00_full.ipynb #f961ce18
 def activation_plans(
@@ -94,7 +117,12 @@ def activation_plans(
             continue
         if maker is not None and decisions[maker.name].decision == PASS_THROUGH:
             source = plans[maker.inputs[0].name]
-            plans[name] = replace(source, name=name, method="shared", reason=f"{maker.name} moves values: numbers of {source.name}")
+            plans[name] = replace(
+                source,
+                name=name,
+                method="shared",
+                reason=f"{maker.name} moves values: numbers of {source.name}",
+            )
         else:
             chosen = calibrator(statistics.tensors[name].counts, backend.activation)
             plans[name] = activation_plan(value, chosen, method, backend)
@@ -106,7 +134,10 @@ def weight_affine(layer: Layer, backend: Backend) -> Affine:
     others = tuple(a for a in range(layer.weight.ndim) if a != layer.axis)
     largest = np.abs(layer.weight).max(axis=others)
     if not np.isfinite(largest).all():
-        raise InputError(f"{layer.node.name}: the weight {layer.node.inputs[1].name} holds NaN or infinite values.", MODEL_INVALID)
+        raise InputError(
+            f"{layer.node.name}: the weight {layer.node.inputs[1].name} holds NaN or infinite values.",
+            MODEL_INVALID,
+        )
     return choose_affine(-largest, largest, backend.weight)
 
 
@@ -119,19 +150,50 @@ def raise_for_bias(affine: Affine, s_x: np.ndarray, bias: np.ndarray) -> Affine:
 def bias_plan(layer: Layer, s_x: np.ndarray, s_w: np.ndarray, bias: np.ndarray) -> TensorPlan:
     "int32 biases at exactly float32(s_x * s_w), rounded half to even."
     scale = np.float32(s_x) * s_w.astype(np.float32)
-    values = np.clip(np.rint(bias.astype(np.float64) / scale), INT32.qmin, INT32.qmax).astype(np.int32)
+    values = np.clip(np.rint(bias.astype(np.float64) / scale), INT32.qmin, INT32.qmax).astype(
+        np.int32
+    )
     name, limits = f"{layer.node.name}_bias", (float(bias.min()), float(bias.max()))
-    return TensorPlan(name, "bias", INT32, scale, np.zeros(len(scale), np.int64), 0, limits, "s_x * s_w", "", layer.node.name, values)
+    return TensorPlan(
+        name,
+        "bias",
+        INT32,
+        scale,
+        np.zeros(len(scale), np.int64),
+        0,
+        limits,
+        "s_x * s_w",
+        "",
+        layer.node.name,
+        values,
+    )
 
 # %% ../../nbs/quantizers/00_full.ipynb #9950fe8d
-def layer_plans(layer: Layer, s_x: np.ndarray, backend: Backend, bias: np.ndarray | None) -> list[TensorPlan]:
+def layer_plans(
+    layer: Layer, s_x: np.ndarray, backend: Backend, bias: np.ndarray | None
+) -> list[TensorPlan]:
     "Weight and bias of an integer layer; `bias` is the float bias to store (corrected or not)."
     plain = weight_affine(layer, backend)
     affine = plain if bias is None else raise_for_bias(plain, s_x, bias)
     raised = np.flatnonzero(affine.scale != plain.scale)
-    reason = f"scale of {len(raised)} channels raised: their biases would leave int32" if len(raised) else ""
+    reason = (
+        f"scale of {len(raised)} channels raised: their biases would leave int32"
+        if len(raised)
+        else ""
+    )
     name, limits = layer.node.inputs[1].name, (float(layer.weight.min()), float(layer.weight.max()))
-    weight = TensorPlan(name, "weight", backend.weight, affine.scale, affine.zero_point, layer.axis, limits, "MAX_MIN", reason, layer.node.name)
+    weight = TensorPlan(
+        name,
+        "weight",
+        backend.weight,
+        affine.scale,
+        affine.zero_point,
+        layer.axis,
+        limits,
+        "MAX_MIN",
+        reason,
+        layer.node.name,
+    )
     return [weight] if bias is None else [weight, bias_plan(layer, s_x, affine.scale, bias)]
 
 # %% ../../nbs/quantizers/00_full.ipynb #6d1dab97
@@ -140,13 +202,33 @@ def constant_plans(node: ir.Node, backend: Backend) -> list[TensorPlan]:
     plans = []
     for value in node.inputs:
         array = constant(value)
-        if array is None or value.dtype != ir.DataType.FLOAT or any(p.name == value.name for p in plans):
+        if (
+            array is None
+            or value.dtype != ir.DataType.FLOAT
+            or any(p.name == value.name for p in plans)
+        ):
             continue
         if array.size == 0 or not np.isfinite(array).all():
-            raise InputError(f"{node.name}: the constant {value.name} is empty or holds NaN or infinite values.", MODEL_INVALID)
+            raise InputError(
+                f"{node.name}: the constant {value.name} is empty or holds NaN or infinite values.",
+                MODEL_INVALID,
+            )
         lo, hi = float(array.min()), float(array.max())
         affine = choose_affine(lo, hi, backend.activation)
-        plans.append(TensorPlan(value.name, "constant", backend.activation, affine.scale, affine.zero_point, None, (lo, hi), "MAX_MIN", range_note(lo, hi), node.name))
+        plans.append(
+            TensorPlan(
+                value.name,
+                "constant",
+                backend.activation,
+                affine.scale,
+                affine.zero_point,
+                None,
+                (lo, hi),
+                "MAX_MIN",
+                range_note(lo, hi),
+                node.name,
+            )
+        )
     return plans
 
 
@@ -158,10 +240,28 @@ def guard_plan(layer: Layer) -> TensorPlan:
     values = np.rint(bias / np.float64(scale)).astype(np.int32)
     reason = "keeps the runtime from quantizing this float layer by itself"
     limits = (float(bias.min()), float(bias.max()))
-    return TensorPlan(f"{layer.node.name}_bias", "bias", INT32, scale, np.asarray(0, np.int64), None, limits, "guard", reason, layer.node.name, values)
+    return TensorPlan(
+        f"{layer.node.name}_bias",
+        "bias",
+        INT32,
+        scale,
+        np.asarray(0, np.int64),
+        None,
+        limits,
+        "guard",
+        reason,
+        layer.node.name,
+        values,
+    )
 
 # %% ../../nbs/quantizers/00_full.ipynb #77d2dfc0
-def weight_plans(graph: Graph, backend: Backend, decisions: dict[str, NodePlan], activations: dict[str, TensorPlan], edges: dict[str, list[str]]) -> list[TensorPlan]:
+def weight_plans(
+    graph: Graph,
+    backend: Backend,
+    decisions: dict[str, NodePlan],
+    activations: dict[str, TensorPlan],
+    edges: dict[str, list[str]],
+) -> list[TensorPlan]:
     "Weights, biases and constants of every node that needs them, in computing order."
     plans: list[TensorPlan] = []
     for node in graph.nodes:
@@ -170,7 +270,12 @@ def weight_plans(graph: Graph, backend: Backend, decisions: dict[str, NodePlan],
             plans += layer_plans(layer, activations[layer.input.name].scale, backend, layer.bias)
         elif decision == INTEGER:
             plans += constant_plans(node, backend)
-        elif decision == FLOAT and layer is not None and node.op_type != "MatMul" and edges.get(layer.input.name) == []:
+        elif (
+            decision == FLOAT
+            and layer is not None
+            and node.op_type != "MatMul"
+            and edges.get(layer.input.name) == []
+        ):
             plans.append(guard_plan(layer))
     return plans
 
@@ -185,6 +290,12 @@ def full_plan(
     edges = coded(graph, decisions)
     activations = activation_plans(graph, statistics, backend, decisions, method, calibrator)
     tensors = [*activations.values(), *weight_plans(graph, backend, decisions, activations, edges)]
-    pairs = tuple(EdgePlan(name, reader) for name in activations for reader in (edges[name] or [""]))
-    notes = tuple(f"{name}: merged into the operator before it; to keep that one in float, name it" for name in sorted(skipped) if decisions[name].decision == ABSORBED)
+    pairs = tuple(
+        EdgePlan(name, reader) for name in activations for reader in (edges[name] or [""])
+    )
+    notes = tuple(
+        f"{name}: merged into the operator before it; to keep that one in float, name it"
+        for name in sorted(skipped)
+        if decisions[name].decision == ABSORBED
+    )
     return Plan(graph.hash, backend.name, "FULL_QUANT", config, nodes, tuple(tensors), pairs, notes)

@@ -31,13 +31,19 @@ class VerifyRow:
 
 def by_name(kernels: list[Kernel]) -> dict[str, Kernel]:
     "Kernels by the name of the node they were made from."
-    return {k.name: k for k in reversed(kernels) if k.op_type not in ("QuantizeLinear", "DequantizeLinear")}
+    return {
+        k.name: k
+        for k in reversed(kernels)
+        if k.op_type not in ("QuantizeLinear", "DequantizeLinear")
+    }
 
 # %% ../../nbs/reports/00_verify.ipynb #1b0e4db0
 def granted(plan: NodePlan, kernel: Kernel | None) -> bool:
     "Whether the runtime does what the Plan says for one node."
     if plan.decision == INTEGER:
-        return kernel is not None and kernel.op_type.removeprefix("Nhwc") == plan.kernel.removesuffix(FLOATS)
+        return kernel is not None and kernel.op_type.removeprefix(
+            "Nhwc"
+        ) == plan.kernel.removesuffix(FLOATS)
     if plan.decision == ABSORBED:
         return kernel is None
     return plan.decision == FLOAT or kernel is None or not kernel.reads_floats
@@ -58,7 +64,15 @@ def verify_row(plan: NodePlan, kernel: Kernel | None) -> VerifyRow:
     "One row of the table."
     ok = granted(plan, kernel)
     found = kernel.op_type if kernel else ""
-    return VerifyRow(plan.name, plan.operator, plan.decision, plan.kernel, found, ok, plan.reason if ok else explain(plan, kernel))
+    return VerifyRow(
+        plan.name,
+        plan.operator,
+        plan.decision,
+        plan.kernel,
+        found,
+        ok,
+        plan.reason if ok else explain(plan, kernel),
+    )
 
 # %% ../../nbs/reports/00_verify.ipynb #11345778
 @dataclass(frozen=True)
@@ -90,8 +104,17 @@ class VerifyTable:
     def __str__(self) -> str:
         "A summary, and a line for each node that is not integer."
         lines = [f"{self.found} of {self.planned} planned integer kernels run as such"]
-        lines += [f"  not as planned: {row.name} ({row.operator}): {row.reason}" for row in self.problems]
-        return "\n".join(lines + [f"  float: {row.name} ({row.operator}): {row.reason}" for row in self.float_rows if row.as_planned])
+        lines += [
+            f"  not as planned: {row.name} ({row.operator}): {row.reason}" for row in self.problems
+        ]
+        return "\n".join(
+            lines
+            + [
+                f"  float: {row.name} ({row.operator}): {row.reason}"
+                for row in self.float_rows
+                if row.as_planned
+            ]
+        )
 
 
 def verify(model: str | Path | bytes, plan: Plan) -> VerifyTable:

@@ -29,7 +29,10 @@ def decode(path: Path) -> np.ndarray:
         raise InputError(f"{path}: cannot read the image: {error.strerror}.", FILE_FAILED) from None
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None or truncated(data):
-        raise InputError(f"{path}: cannot decode the image: broken, or in no format that OpenCV reads.", FILE_FAILED)
+        raise InputError(
+            f"{path}: cannot decode the image: broken, or in no format that OpenCV reads.",
+            FILE_FAILED,
+        )
     return image
 
 
@@ -43,7 +46,9 @@ def to_colour(image: np.ndarray, image_to_format: str) -> np.ndarray:
     "BGR to the wanted channels; (height, width, channels), channels 3 or, for GRAY, 1."
     if image_to_format == "RGB":
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None] if image_to_format == "GRAY" else image
+    return (
+        cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None] if image_to_format == "GRAY" else image
+    )
 
 
 def normalize(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
@@ -51,7 +56,9 @@ def normalize(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
     image = image.astype(np.float32)
     if not mean:
         return image
-    return image * (1 / np.asarray(std)).astype(np.float32) + (-np.asarray(mean) / np.asarray(std)).astype(np.float32)
+    return image * (1 / np.asarray(std)).astype(np.float32) + (
+        -np.asarray(mean) / np.asarray(std)
+    ).astype(np.float32)
 
 # %% ../../nbs/samples/01_image.ipynb #a6730a16
 METHODS = {"LINEAR": cv2.INTER_LINEAR, "NEAREST": cv2.INTER_NEAREST, "CUBIC": cv2.INTER_CUBIC}
@@ -62,7 +69,9 @@ def resize(image: np.ndarray, width: int, height: int, method: str | None) -> np
     if method is None:
         return image
     channels = image.shape[2]
-    return cv2.resize(image, (width, height), interpolation=METHODS[method]).reshape(height, width, channels)
+    return cv2.resize(image, (width, height), interpolation=METHODS[method]).reshape(
+        height, width, channels
+    )
 
 
 def center_crop(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -71,7 +80,9 @@ def center_crop(image: np.ndarray, width: int, height: int) -> np.ndarray:
         return image
     rows, columns = image.shape[:2]
     if width > columns or height > rows:
-        raise ValueError(f"a crop of {width}x{height} does not fit into {columns}x{rows} pixels (width x height)")
+        raise ValueError(
+            f"a crop of {width}x{height} does not fit into {columns}x{rows} pixels (width x height)"
+        )
     top, left = (rows - height) // 2, (columns - width) // 2
     return image[top : top + height, left : left + width]
 
@@ -103,7 +114,10 @@ def image_samples(config: Config, graph: Graph) -> Recipes:
     files, inputs = files_of(config, graph), {i.name: i for i in graph.inputs}
 
     def make(round_number: int) -> Sample:
-        sample = {name: read_image(paths[round_number], inputs[name], config.data) for name, paths in files.items()}
+        sample = {
+            name: read_image(paths[round_number], inputs[name], config.data)
+            for name, paths in files.items()
+        }
         return check_sample(sample, graph, str(next(iter(files.values()))[round_number]))
 
     return Recipes(list(range(config.data.calibrate_size)), make)

@@ -62,12 +62,19 @@ def shared(samples: Iterable[Sample]) -> Callable[[], Sample | None]:
 def list_files(folder: Path, name: str, count: int) -> list[Path]:
     "The first `count` regular files of a folder, sorted by the bytes of their names."
     try:
-        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        files = [
+            path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
+        ]
     except OSError as error:
-        raise InputError(f"{folder}: cannot open the folder of input {name}: {error.strerror}.", PATH_FAILED) from None
+        raise InputError(
+            f"{folder}: cannot open the folder of input {name}: {error.strerror}.", PATH_FAILED
+        ) from None
     files.sort(key=lambda path: path.name.encode("utf-8", "surrogateescape"))
     if len(files) < count:
-        raise InputError(f"{folder}: {len(files)} files for input {name}: expected at least calibrate_size={count}.", FILE_FAILED)
+        raise InputError(
+            f"{folder}: {len(files)} files for input {name}: expected at least calibrate_size={count}.",
+            FILE_FAILED,
+        )
     return files[:count]
 
 
@@ -77,11 +84,16 @@ def files_of(config: Config, graph: Graph) -> dict[str, list[Path]]:
     names, folders = [i.name for i in graph.inputs], dict(config.data.calibrate_path)
     for name in folders:
         if name not in names:
-            raise InputError(f'{where}: the model has no input "{name}".{hint(name, names) or " Its inputs: " + ", ".join(names) + "."}')
+            raise InputError(
+                f'{where}: the model has no input "{name}".{hint(name, names) or " Its inputs: " + ", ".join(names) + "."}'
+            )
     missing = [name for name in names if name not in folders]
     if missing:
         raise InputError(f'{where}: no folder for the input "{missing[0]}".', INPUT_INVALID)
-    return {name: list_files(find_folder(config, folders[name]), name, config.data.calibrate_size) for name in names}
+    return {
+        name: list_files(find_folder(config, folders[name]), name, config.data.calibrate_size)
+        for name in names
+    }
 
 # %% ../../nbs/samples/00_stream.ipynb #3745e955
 def check_sample(sample: Sample, graph: Graph, source: str) -> Sample:
@@ -95,5 +107,7 @@ def check_sample(sample: Sample, graph: Graph, source: str) -> Sample:
         )
         if not fits or array.dtype != wanted.dtype:
             shape = ", ".join(str(d) for d in wanted.shape)
-            raise InputError(f'{source}: input "{wanted.name}" is {array.dtype} {array.shape}: expected {wanted.dtype} ({shape}).')
+            raise InputError(
+                f'{source}: input "{wanted.name}" is {array.dtype} {array.shape}: expected {wanted.dtype} ({shape}).'
+            )
     return sample

@@ -71,7 +71,9 @@ def count_numpy(x: np.ndarray) -> Counts:
     k = needed_k(float(np.abs(finite).max()))
     bins = np.bincount(bins_of(finite, k) + SIDE, minlength=2 * SIDE)
     zeros = int((finite == 0).sum())
-    return Counts(k, bins, float(finite.min()), float(finite.max()), zeros, nans, x.size - finite.size - nans)
+    return Counts(
+        k, bins, float(finite.min()), float(finite.max()), zeros, nans, x.size - finite.size - nans
+    )
 
 # %% ../../nbs/statistics/00_histogram.ipynb #02a597e5
 BLOCK = 4096  # values; 16 KiB of float32
@@ -154,7 +156,9 @@ def count_kernel(x, k, counters):
                 new_k = math.frexp(largest)[1]
                 grow_counters(counters, new_k - k)
                 k = new_k
-            count_block(block, np.float32(2.0 ** (BITS - k)), block_nans + block_infinities > 0, counters)
+            count_block(
+                block, np.float32(2.0 ** (BITS - k)), block_nans + block_infinities > 0, counters
+            )
     return k, lo, hi, zeros, nans, infinities
 
 
@@ -163,7 +167,15 @@ def count_numba(x: np.ndarray, k: int = SMALLEST_K) -> Counts:
     counters = np.zeros((4, 2 * SIDE), np.uint32)
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
     k, lo, hi, zeros, nans, infinities = count_kernel(flat, k, counters)
-    return Counts(k, counters.sum(0, dtype=np.int64), float(lo), float(hi), int(zeros), int(nans), int(infinities))
+    return Counts(
+        k,
+        counters.sum(0, dtype=np.int64),
+        float(lo),
+        float(hi),
+        int(zeros),
+        int(nans),
+        int(infinities),
+    )
 
 # %% ../../nbs/statistics/00_histogram.ipynb #12686dbd
 class Histogram:
@@ -188,7 +200,15 @@ def merge_counts(a: Counts, b: Counts) -> Counts:
     "The counts of both streams together."
     k = max(a.k, b.k)
     bins = grow(a.bins, k - a.k) + grow(b.bins, k - b.k)
-    return Counts(k, bins, min(a.lo, b.lo), max(a.hi, b.hi), a.zeros + b.zeros, a.nans + b.nans, a.infinities + b.infinities)
+    return Counts(
+        k,
+        bins,
+        min(a.lo, b.lo),
+        max(a.hi, b.hi),
+        a.zeros + b.zeros,
+        a.nans + b.nans,
+        a.infinities + b.infinities,
+    )
 
 # %% ../../nbs/statistics/00_histogram.ipynb #2e708d13
 def occupied(counts: Counts) -> tuple[np.ndarray, np.ndarray]:

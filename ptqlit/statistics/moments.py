@@ -24,12 +24,22 @@ def split(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mantissa, exponent = np.frexp(x)
     whole = np.ldexp(mantissa, 53).astype(np.int64)
     position = exponent.astype(np.int64) - 53 + LOWEST
-    whole = np.where(position < 0, whole >> np.minimum(-position, 63), whole)  # denormals: the lost bits are zeros
+    whole = np.where(
+        position < 0, whole >> np.minimum(-position, 63), whole
+    )  # denormals: the lost bits are zeros
     position = np.maximum(position, 0)
-    sign, size, shift = np.sign(whole), np.abs(whole).astype(np.uint64), (position % LIMB).astype(np.uint64)
+    sign, size, shift = (
+        np.sign(whole),
+        np.abs(whole).astype(np.uint64),
+        (position % LIMB).astype(np.uint64),
+    )
     low, high = size & np.uint64(MASK), size >> np.uint64(LIMB)
     first, second = low << shift, high << shift
-    pieces = [first & np.uint64(MASK), (first >> np.uint64(LIMB)) + (second & np.uint64(MASK)), second >> np.uint64(LIMB)]
+    pieces = [
+        first & np.uint64(MASK),
+        (first >> np.uint64(LIMB)) + (second & np.uint64(MASK)),
+        second >> np.uint64(LIMB),
+    ]
     return sign * np.stack(pieces).astype(np.int64), position // LIMB
 
 # %% ../../nbs/statistics/01_moments.ipynb #10b8aa03
@@ -53,7 +63,9 @@ class ExactSum:
 
     def total(self, divisor: int = 1) -> np.ndarray:
         "The sums divided by `divisor`, each rounded once to float64."
-        return np.array([float(Fraction(whole_number(column), divisor << LOWEST)) for column in self.limbs.T])
+        return np.array(
+            [float(Fraction(whole_number(column), divisor << LOWEST)) for column in self.limbs.T]
+        )
 
 
 def whole_number(limbs: np.ndarray) -> int:

@@ -84,7 +84,9 @@ def empty_statistics(graph: Graph) -> Statistics:
     axes = channel_axes(graph)
     return Statistics(
         {
-            name: TensorStatistics(means={axis: ChannelMeans(axis) for axis in sorted(axes.get(name, ()))})
+            name: TensorStatistics(
+                means={axis: ChannelMeans(axis) for axis in sorted(axes.get(name, ()))}
+            )
             for name in activations(graph)
         }
     )

@@ -20,7 +20,11 @@ __all__ = ['new_value', 'numbers', 'linear_node', 'constant_codes', 'store_const
 # %% ../../nbs/storage/00_apply.ipynb #5dbf18ba
 def new_value(model: ir.Model, name: str) -> str:
     "A tensor name that is free."
-    taken = {v.name for v in model.graph.inputs} | {v.name for n in model.graph for v in n.outputs} | set(model.graph.initializers)
+    taken = (
+        {v.name for v in model.graph.inputs}
+        | {v.name for n in model.graph for v in n.outputs}
+        | set(model.graph.initializers)
+    )
     while name in taken:
         name += "_"
     return name
@@ -32,11 +36,23 @@ def numbers(graph: ir.Graph, name: str, affine: Affine, fmt: NumberFormat) -> li
     return [scale, set_constant(graph, f"{name}_zero_point", affine.zero_point.astype(fmt.dtype))]
 
 
-def linear_node(operator: str, source: ir.Value, affine: list[ir.Value], axis: int | None, name: str, output: str, dtype) -> ir.Node:
+def linear_node(
+    operator: str,
+    source: ir.Value,
+    affine: list[ir.Value],
+    axis: int | None,
+    name: str,
+    output: str,
+    dtype,
+) -> ir.Node:
     "A QuantizeLinear or DequantizeLinear; the axis is written only where scales are a vector."
     attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
     node = ir.Node("", operator, [source, *affine], attributes, name=f"{name}_{operator}")
-    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = output, ir.TensorType(dtype), source.shape
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = (
+        output,
+        ir.TensorType(dtype),
+        source.shape,
+    )
     return node
 
 # %% ../../nbs/storage/00_apply.ipynb #eda479a0
@@ -47,13 +63,22 @@ def constant_codes(array: np.ndarray, plan: TensorPlan) -> np.ndarray:
     return quantize(array, plan.affine, plan.format, plan.axis)
 
 
-def store_constant(model: ir.Model, node: ir.Node, place: int, codes: np.ndarray, plan: TensorPlan) -> None:
+def store_constant(
+    model: ir.Model, node: ir.Node, place: int, codes: np.ndarray, plan: TensorPlan
+) -> None:
     "Let input `place` of a node read the codes of a constant through a DequantizeLinear."
     graph, name = model.graph, plan.name
     stored = set_constant(graph, f"{name}_quantized", codes)
     axis = plan.axis if plan.scale.ndim else None
-    dq = linear_node("DequantizeLinear", stored, numbers(graph, name, plan.affine, plan.format), axis, f"{node.name}_{name}",
-                     new_value(model, f"{name}_DequantizeLinear_Output"), ir.DataType.FLOAT)
+    dq = linear_node(
+        "DequantizeLinear",
+        stored,
+        numbers(graph, name, plan.affine, plan.format),
+        axis,
+        f"{node.name}_{name}",
+        new_value(model, f"{name}_DequantizeLinear_Output"),
+        ir.DataType.FLOAT,
+    )
     graph.insert_before(node, dq)
     if place >= len(node.inputs):
         node.resize_inputs(place + 1)
@@ -74,12 +99,29 @@ def apply_constants(model: ir.Model, node: ir.Node, plans: list[TensorPlan]) -> 
 def place_pair(model: ir.Model, value: ir.Value, plan: TensorPlan, consumers: list[str]) -> None:
     "Put Q and DQ on a tensor, for all its readers or for some."
     graph, name = model.graph, value.name
-    readers = [(use.node, use.idx) for use in value.uses() if not consumers or use.node.name in consumers]
+    readers = [
+        (use.node, use.idx) for use in value.uses() if not consumers or use.node.name in consumers
+    ]
     is_output = not consumers and value.is_graph_output()
     pair = numbers(graph, name, plan.affine, plan.format)
-    q = linear_node("QuantizeLinear", value, pair, None, name, new_value(model, f"{name}_QuantizeLinear_Output"),
-                    ir.DataType.from_numpy(plan.format.dtype))
-    dq = linear_node("DequantizeLinear", q.outputs[0], pair, None, name, new_value(model, f"{name}_DequantizeLinear_Output"), ir.DataType.FLOAT)
+    q = linear_node(
+        "QuantizeLinear",
+        value,
+        pair,
+        None,
+        name,
+        new_value(model, f"{name}_QuantizeLinear_Output"),
+        ir.DataType.from_numpy(plan.format.dtype),
+    )
+    dq = linear_node(
+        "DequantizeLinear",
+        q.outputs[0],
+        pair,
+        None,
+        name,
+        new_value(model, f"{name}_DequantizeLinear_Output"),
+        ir.DataType.FLOAT,
+    )
     place_behind(graph, value, [q, dq])
     for node, place in readers:
         node.replace_input_with(place, dq.outputs[0])
@@ -101,9 +143,14 @@ def place_behind(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None
 def apply_plan(graph: Graph, plan: Plan) -> ir.Model:
     "The quantized model; the graph is not changed."
     if plan.model != graph.hash:
-        raise InputError(f"{graph.name}: the Plan was made for another model (hash {plan.model[:12]}..., this one is {graph.hash[:12]}...).")
+        raise InputError(
+            f"{graph.name}: the Plan was made for another model (hash {plan.model[:12]}..., this one is {graph.hash[:12]}...)."
+        )
     model = graph.copy_model()
-    nodes, values = {node.name: node for node in model.graph}, {v.name: v for v in model.graph.inputs}
+    nodes, values = (
+        {node.name: node for node in model.graph},
+        {v.name: v for v in model.graph.inputs},
+    )
     values |= {v.name: v for node in model.graph for v in node.outputs}
     check_names(graph.name, plan, set(nodes), set(values))
     for node_name, plans in grouped(plan).items():
@@ -131,7 +178,11 @@ def check_names(source: str, plan: Plan, nodes: set[str], values: set[str]) -> N
     "A Plan that somebody edited may name what is not there."
     for tensor in plan.tensors:
         if tensor.role != "activation" and tensor.node not in nodes:
-            raise InputError(f'{source}: the Plan\'s tensor "{tensor.name}" belongs to a node "{tensor.node}" that the model does not have.')
+            raise InputError(
+                f'{source}: the Plan\'s tensor "{tensor.name}" belongs to a node "{tensor.node}" that the model does not have.'
+            )
     for edge in plan.edges:
         if edge.tensor not in values or plan.activation(edge.tensor) is None:
-            raise InputError(f'{source}: the Plan has an edge on "{edge.tensor}": no such tensor, or no numbers for it.')
+            raise InputError(
+                f'{source}: the Plan has an edge on "{edge.tensor}": no such tensor, or no numbers for it.'
+            )

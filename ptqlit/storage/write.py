@@ -37,7 +37,11 @@ def check_linear(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -
     if len(node.input) > 2 and list(constants[node.input[2]].dims) != list(scale.shape):
         return "zero point and scale differ in shape"
     codes = constants.get(node.input[0])
-    if len(node.input) > 2 and codes is not None and codes.data_type != constants[node.input[2]].data_type:
+    if (
+        len(node.input) > 2
+        and codes is not None
+        and codes.data_type != constants[node.input[2]].data_type
+    ):
         return "zero point and codes differ in type"
     if scale.ndim == 0 or codes is None:
         return "" if scale.ndim == 0 else "an activation has a vector of scales"
@@ -47,10 +51,16 @@ def check_linear(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -
     return ""
 
 # %% ../../nbs/storage/01_write.ipynb #55abbdcb
-def check_bias(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]) -> str:
+def check_bias(
+    node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]
+) -> str:
     "Whether an integer layer's bias has exactly the scale s_x * s_w; empty when it does, or when the layer is float."
     sources = [makers.get(name) for name in node.input[:3]]
-    if node.op_type not in ("Conv", "Gemm") or len(sources) < 3 or any(s is None or s.op_type != "DequantizeLinear" for s in sources):
+    if (
+        node.op_type not in ("Conv", "Gemm")
+        or len(sources) < 3
+        or any(s is None or s.op_type != "DequantizeLinear" for s in sources)
+    ):
         return ""
     s_x, s_w, s_b = (numpy_helper.to_array(constants[s.input[1]]) for s in sources)
     return "" if np.array_equal(s_x * s_w, s_b) else "the bias's scale is not s_x * s_w"
@@ -58,7 +68,10 @@ def check_bias(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], constant
 
 def validate(proto: onnx.ModelProto) -> None:
     "Raise for a quantized model that a runtime would load and compute wrongly."
-    constants, makers = constants_of(proto), {output: n for n in proto.graph.node for output in n.output}
+    constants, makers = (
+        constants_of(proto),
+        {output: n for n in proto.graph.node for output in n.output},
+    )
     for node in proto.graph.node:
         linear = node.op_type in ("QuantizeLinear", "DequantizeLinear")
         wrong = check_linear(node, constants) if linear else check_bias(node, makers, constants)
@@ -71,7 +84,9 @@ def serialize(model: ir.Model) -> bytes:
     from ptqlit import __version__
 
     proto = ir.to_proto(model)
-    proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
+    proto.ir_version = onnx.helper.find_min_ir_version_for(
+        list(proto.opset_import), ignore_unknown=True
+    )
     proto.producer_name, proto.producer_version = "ptqlit", __version__
     validate(proto)
     try:
