@@ -88,7 +88,7 @@ class Checked:
 
     def __iter__(self):
         return (
-            check_sample(s, self.graph, f"sample {place}") for place, s in enumerate(self.samples)
+            check_sample(s, self.graph.inputs, f"sample {place}") for place, s in enumerate(self.samples)
         )
 
 

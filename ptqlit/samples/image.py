@@ -14,7 +14,7 @@ from ..config.data import DataPreprocessParam
 from ..config.file import Config
 from ..errors import FILE_FAILED, InputError
 from ..model.graph import Graph, Input
-from .stream import Recipes, Sample, check_sample, files_of
+from .stream import Recipes, Sample, check_sample, files_of, fix_shapes
 
 # %% auto #0
 __all__ = ['METHODS', 'decode', 'truncated', 'to_colour', 'normalize', 'resize', 'center_crop', 'preprocess', 'to_layout',
@@ -104,20 +104,24 @@ def read_image(path: Path, wanted: Input, data: DataPreprocessParam) -> np.ndarr
     "One file as the array of one model input."
     image = decode(path)
     try:
-        return to_layout(preprocess(image, data), wanted.layout)
+        return to_layout(preprocess(image, data), wanted.layout).astype(wanted.dtype, copy=False)
     except ValueError as error:
         raise InputError(f"{path}: [{data.title}] center_crop: {error}.") from None
 
 
-def image_samples(config: Config, graph: Graph) -> Recipes:
-    "The calibration pictures of a configuration, for a model."
-    files, inputs = files_of(config, graph), {i.name: i for i in graph.inputs}
+def image_samples(
+    config: Config, graph: Graph, shapes: dict[str, tuple[int, ...]] | None = None
+) -> Recipes:
+    "The calibration pictures of a configuration, for a model; `shapes` fix dynamic dimensions."
+    files = files_of(config, graph)
+    inputs = {i.name: i for i in fix_shapes(graph.inputs, shapes or {})}
 
     def make(round_number: int) -> Sample:
         sample = {
             name: read_image(paths[round_number], inputs[name], config.data)
             for name, paths in files.items()
         }
-        return check_sample(sample, graph, str(next(iter(files.values()))[round_number]))
+        source = str(next(iter(files.values()))[round_number])
+        return check_sample(sample, list(inputs.values()), source)
 
     return Recipes(list(range(config.data.calibrate_size)), make)

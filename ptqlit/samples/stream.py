@@ -5,8 +5,11 @@
 # %% ../../nbs/samples/00_stream.ipynb #c70bb887
 from __future__ import annotations
 
+import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,12 +17,14 @@ import numpy as np
 
 from ..config.file import Config, find_folder
 from ..errors import FILE_FAILED, INPUT_INVALID, PATH_FAILED, InputError, hint
-from ..model.graph import Graph
+from ..model.graph import Graph, Input
 
 # %% auto #0
-__all__ = ['Sample', 'Samples', 'Recipes', 'shared', 'list_files', 'files_of', 'check_sample']
+__all__ = ['log', 'Sample', 'Samples', 'Recipes', 'shared', 'FromReader', 'as_samples', 'Spool', 'rereadable', 'list_files',
+           'files_of', 'warn_unpaired', 'parse_shapes', 'fix_shapes', 'fix_shape', 'check_sample']
 
 # %% ../../nbs/samples/00_stream.ipynb #b292c68d
+log = logging.getLogger("ptqlit")
 Sample = dict[str, np.ndarray]
 
 
@@ -58,6 +63,63 @@ def shared(samples: Iterable[Sample]) -> Callable[[], Sample | None]:
 
     return take
 
+# %% ../../nbs/samples/00_stream.ipynb #54ea1df7
+class FromReader:
+    "Samples from an object with `get_next`, as onnxruntime's calibration readers have it."
+
+    def __init__(self, reader):
+        self.reader = reader
+
+    def __iter__(self) -> Iterator[Sample]:
+        if hasattr(self.reader, "rewind"):
+            self.reader.rewind()
+        return iter(self.reader.get_next, None)
+
+
+def as_samples(source: Iterable[Sample]) -> Iterable[Sample]:
+    "A stream of samples, whatever it comes from."
+    if hasattr(source, "get_next"):
+        return FromReader(source)
+    if not hasattr(source, "__iter__"):
+        kind = type(source).__name__
+        raise InputError(
+            f"samples: a {kind}; expected something to iterate over, of {{input: array}}."
+        )
+    return source
+
+# %% ../../nbs/samples/00_stream.ipynb #37c9f405
+class Spool:
+    "Samples that could be read only once, kept in a temporary folder from the first reading on."
+
+    def __init__(self, source: Iterable[Sample]):
+        self.source, self.count = iter(source), 0
+        self.folder = tempfile.TemporaryDirectory(prefix="ptqlit_")  # removed with this object
+
+    def path(self, place: int) -> Path:
+        "The file of one sample."
+        return Path(self.folder.name) / f"{place}.npz"
+
+    def __iter__(self) -> Iterator[Sample]:
+        place = 0
+        while True:
+            if place == self.count:
+                sample = next(self.source, None)
+                if sample is None:
+                    return
+                np.savez(self.path(place), **{f"input_{name}": a for name, a in sample.items()})
+                self.count += 1
+            with np.load(self.path(place), allow_pickle=False) as stored:
+                yield {name.removeprefix("input_"): stored[name] for name in stored.files}
+            place += 1
+
+
+def rereadable(samples: Iterable[Sample]) -> Iterable[Sample]:
+    "The samples themselves when they can be read again, else a spool of them."
+    once = iter(samples) is samples or (
+        isinstance(samples, FromReader) and not hasattr(samples.reader, "rewind")
+    )
+    return Spool(samples) if once else samples
+
 # %% ../../nbs/samples/00_stream.ipynb #05cee995
 def list_files(folder: Path, name: str, count: int) -> list[Path]:
     "The first `count` regular files of a folder, sorted by the bytes of their names."
@@ -90,15 +152,60 @@ def files_of(config: Config, graph: Graph) -> dict[str, list[Path]]:
     missing = [name for name in names if name not in folders]
     if missing:
         raise InputError(f'{where}: no folder for the input "{missing[0]}".', INPUT_INVALID)
-    return {
+    files = {
         name: list_files(find_folder(config, folders[name]), name, config.data.calibrate_size)
         for name in names
     }
+    warn_unpaired(files)
+    return files
+
+
+def warn_unpaired(files: dict[str, list[Path]]) -> None:
+    "Files are paired by position; different stems in one round are probably a mistake."
+    for together in zip(*files.values()):
+        if len({path.stem for path in together}) > 1:
+            names = ", ".join(path.name for path in together)
+            log.warning("these files make one sample, though their names differ: %s", names)
+            return
+
+# %% ../../nbs/samples/00_stream.ipynb #882b1d63
+def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
+    "The value of --inputShape: `name:d,d,...`, several separated by semicolons."
+    shapes = {}
+    for item in filter(None, (part.strip() for part in text.split(";"))):
+        name, _, dims = item.rpartition(":")
+        sizes = [d.strip() for d in dims.split(",")]
+        if not name or not all(d.isdecimal() and d.isascii() for d in sizes):
+            raise InputError(f"--inputShape={item}: expected name:d,d,... with whole numbers.")
+        shapes[name.strip()] = tuple(map(int, sizes))
+    return shapes
+
+
+def fix_shapes(inputs: list[Input], shapes: dict[str, tuple[int, ...]]) -> list[Input]:
+    "The inputs with their dynamic dimensions replaced by the shapes that were given."
+    names = [i.name for i in inputs]
+    for name in shapes:
+        if name not in names:
+            known = hint(name, names) or f" Its inputs: {', '.join(names)}."
+            raise InputError(f'--inputShape: the model has no input "{name}".{known}')
+    return [fix_shape(i, shapes[i.name]) if i.name in shapes else i for i in inputs]
+
+
+def fix_shape(wanted: Input, shape: tuple[int, ...]) -> Input:
+    "One input with the shape that was given."
+    fits = len(shape) == len(wanted.shape) and all(
+        not isinstance(w, int) or w == s for w, s in zip(wanted.shape, shape)
+    )
+    if not fits:
+        own = ",".join(str(d) for d in wanted.shape)
+        given = ",".join(map(str, shape))
+        raise InputError(f"--inputShape={wanted.name}:{given}: expected a shape that fits {own}.")
+    return replace(wanted, shape=shape)
 
 # %% ../../nbs/samples/00_stream.ipynb #3745e955
-def check_sample(sample: Sample, graph: Graph, source: str) -> Sample:
+def check_sample(sample: Sample, inputs: list[Input], source: str) -> Sample:
     "The sample itself, or an InputError that says which input does not fit the model."
-    for wanted in graph.inputs:
+    for wanted in inputs:
         array = sample.get(wanted.name)
         if array is None:
             raise InputError(f'{source}: no array for the input "{wanted.name}".')
