@@ -19,7 +19,7 @@ extensions = [
     "sphinx-mathjax-offline",
 ]
 exclude_patterns = ["jupyter_execute"]
-suppress_warnings = ["mystnb.unknown_mime_type"]
+suppress_warnings = ["mystnb.unknown_mime_type", "misc.highlighting_failure"]  # CUDA in strings
 
 nb_execution_mode = "off"  # stored outputs are shown, the tests have checked them
 nb_merge_streams = True

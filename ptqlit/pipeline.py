@@ -8,34 +8,52 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
 from tqdm import tqdm
 
+from .arithmetic.affine import range_note
 from .backends.cpu import CPU
 from .backends.rules import Backend
-from .calibrators.max_min import find_calibrator
-from .config.file import Config, requirements
-from .errors import FILE_FAILED, InputError
+from .calibrators.kl import kl
+from .calibrators.max_min import Options, find_calibrator, max_min
+from .calibrators.mse import mse
+from .calibrators.percentile import percentile
+from .calibrators.removal_outlier import removal_outlier
+from .config.file import Config, flag_warnings, requirements
+from .errors import FILE_FAILED, OPERATOR_FAILED, InputError
 from .model.graph import Graph, find_nodes, prepare
 from .model.plan import Plan, load_plan, save_plan
+from .model.runtime import open_session
 from .quantizers.bias_correction import correct
 from .quantizers.full import full_plan
 from .reports.verify import VerifyTable, verify
+from .samples.bin import bin_samples
 from .samples.image import image_samples
-from .samples.stream import Sample, check_sample
+from ptqlit.samples.stream import (
+    Recipes,
+    Sample,
+    as_samples,
+    check_sample,
+    fix_shapes,
+    parse_shapes,
+)
 from .statistics.observe import Statistics, observe, odd_tensors
 from .storage.apply import apply_plan
-from .storage.write import output_path, write_model
+from .storage.write import output_path, serialize, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'Conversion', 'as_config', 'refuse_unready', 'calibrate', 'Checked', 'make_plan', 'convert',
-           'finish', 'apply']
+__all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Options', 'refuse_unready', 'calibrate', 'Checked',
+           'samples_of', 'skipped_nodes', 'make_plan', 'special_ranges', 'messages', 'convert', 'keep_source',
+           'try_once', 'finish', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPU,)}
+METHODS = (max_min, kl, removal_outlier, percentile, mse)  # imported, so their words are registered
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,16 @@ class Conversion:
 def as_config(config: Config | str | Path) -> Config:
     "A Config, from itself or from a file."
     return config if isinstance(config, Config) else Config.from_file(config)
+
+
+@dataclass(frozen=True)
+class Options:
+    "What a command line says beside the configuration."
+
+    input_shape: str = ""  # name:1,3,224,224;other:1,7 for dynamic dimensions
+    input_data_format: str = ""  # NHWC or NCHW: the layout of raw buffers; empty for the model's
+    optimize: str = "general"  # general, gpu_oriented or ascend_oriented
+    infer: bool = False  # run the file once before it is kept
 
 
 def refuse_unready(config: Config, own_samples: bool) -> None:
@@ -88,19 +116,45 @@ class Checked:
 
     def __iter__(self):
         return (
-            check_sample(s, self.graph.inputs, f"sample {place}") for place, s in enumerate(self.samples)
+            check_sample(s, self.graph.inputs, f"sample {place}")
+            for place, s in enumerate(self.samples)
         )
+
+
+def samples_of(config: Config, graph: Graph, options: Options) -> Recipes:
+    "The calibration samples that a configuration names."
+    shapes = parse_shapes(options.input_shape)
+    if config.data.input_type == "IMAGE":
+        return image_samples(config, graph, shapes)
+    return bin_samples(config, graph, shapes, options.input_data_format)
+
+
+def skipped_nodes(graph: Graph, config: Config) -> set[str]:
+    "The nodes that skip_quant_node names."
+    section = config.common.title
+    line = config.lines.get((section, "skip_quant_node"), 1)
+    where = f"{config.source}:{line}: [{section}] skip_quant_node"
+    return find_nodes(graph, config.common.skip_quant_node, where)
 
 
 def make_plan(graph: Graph, config: Config, statistics: Statistics, backend: Backend) -> Plan:
     "Every decision of a full quantization."
-    where = f"{config.source}:{config.lines.get((config.common.title, 'skip_quant_node'), 1)}: [{config.common.title}] skip_quant_node"
-    skipped = find_nodes(graph, config.common.skip_quant_node, where)
+    skipped = skipped_nodes(graph, config)
     method = config.full.activation_quant_method
-    plan = full_plan(
-        graph, statistics, backend, method, find_calibrator(method), skipped, str(config)
-    )
+    calibrator = partial(find_calibrator(method), options=Options(config.full.percentile))
+    plan = full_plan(graph, statistics, backend, method, calibrator, skipped, str(config))
     return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
+
+# %% ../nbs/90_pipeline.ipynb #6cc5685f
+def special_ranges(plan: Plan) -> list[str]:
+    "One line for each activation whose method had a reason of its own for the range."
+    chosen = (t for t in plan.tensors if t.role == "activation" and t.method != "shared")
+    return [f"{t.name}: {t.reason}" for t in chosen if t.reason != range_note(*t.range)]
+
+
+def messages(config: Config, plan: Plan, statistics: Statistics) -> list[str]:
+    "Everything that the user should hear."
+    return [*config.warnings, *plan.notes, *special_ranges(plan), *odd_tensors(statistics)]
 
 # %% ../nbs/90_pipeline.ipynb #b50678b3
 def convert(
@@ -112,28 +166,58 @@ def convert(
     backend: Backend | None = None,  # your own table of rules instead of the configuration's word
     plan: str | Path | None = None,  # save the Plan here, as JSON
     progress: bool = True,  # a bar, on a terminal only
+    options: Options = Options(),  # what a command line says beside the configuration
 ) -> Conversion:
     "Quantize a model as a configuration says, write the file, and look at what the runtime makes of it."
     config, target = as_config(config), output_path(output)
     refuse_unready(config, samples is not None)
     graph = prepare(model)
-    find_nodes(graph, config.common.skip_quant_node, config.source)
+    skipped_nodes(graph, config)
+    keep_source(model, target)
     if samples is None:
-        samples = image_samples(config, graph)
+        samples = samples_of(config, graph, options)
     else:
-        samples = Checked(samples, graph)
+        samples = Checked(as_samples(samples), graph)
     statistics = calibrate(graph, samples, progress)
     decided = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
-    for line in (*config.warnings, *decided.notes, *odd_tensors(statistics)):
+    flags = flag_warnings(config, options.optimize)
+    for line in (*flags, *messages(config, decided, statistics)):
         log.warning(line)
     if plan is not None:
         save_plan(decided, plan)
-    return finish(graph, decided, target)
+    return finish(graph, decided, target, options)
 
 
-def finish(graph: Graph, plan: Plan, target: Path) -> Conversion:
+def keep_source(model: str | Path | onnx.ModelProto, target: Path) -> None:
+    "Refuse to overwrite the float model."
+    if not isinstance(model, onnx.ModelProto) and target.exists() and target.samefile(model):
+        raise InputError(f"{target}: the float model itself; expected another name for the output.")
+
+
+def try_once(model: bytes, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
+    "Run a model once with random input, as the reference's --infer does; open dimensions are 1."
+    rng, feed = np.random.default_rng(0), {}
+    for wanted in fix_shapes(graph.inputs, shapes):
+        shape = [d if isinstance(d, int) else 1 for d in wanted.shape]
+        whole = np.issubdtype(wanted.dtype, np.integer)
+        feed[wanted.name] = (
+            rng.integers(0, 2, shape) if whole else rng.uniform(0.1, 1, shape)
+        ).astype(wanted.dtype)
+    try:
+        open_session(model).run(None, feed)
+    except Exception as error:  # onnxruntime's classes share no base
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--infer: the quantized model does not run: {reason}", OPERATOR_FAILED
+        ) from None
+
+
+def finish(graph: Graph, plan: Plan, target: Path, options: Options = Options()) -> Conversion:
     "Write the file of a Plan and verify it."
-    path = write_model(apply_plan(graph, plan), target)
+    model = apply_plan(graph, plan)
+    if options.infer:
+        try_once(serialize(model), graph, parse_shapes(options.input_shape))
+    path = write_model(model, target)
     return Conversion(path, plan, verify(path, plan))
 
 
@@ -143,4 +227,5 @@ def apply(
     "Write the file of a Plan (or of its JSON file) again, without calibrating."
     target = output_path(output)
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
+    keep_source(model, target)
     return finish(prepare(model), plan, target)

@@ -234,7 +234,7 @@ class GraphWriter:
         self.nodes, self.initializers = [], []
 
     def constant(self, name, values):
-        values = np.ascontiguousarray(values, np.float32)
+        values = np.asarray(values, np.float32, order="C")  # scalars stay scalars
         self.initializers.append(numpy_helper.from_array(values, name))
         return name
 

@@ -12,10 +12,33 @@ from .rules import COMPUTING, LAYER, PASS_THROUGH, Backend, Rule
 from ..model.graph import Graph, attribute, constant
 
 # %% auto #0
-__all__ = ['CPU', 'opset_at_least', 'one_output', 'plain_gemm', 'data_is_first', 'known_rank', 'two_operands', 'nearest_resize',
-           'qlinear', 'moves']
+__all__ = ['CPU', 'plain_gemm', 'known_rank', 'two_operands', 'undilated', 'opset_at_least', 'one_output', 'all_outputs',
+           'data_is_first', 'nearest_resize', 'qlinear', 'moves']
 
 # %% ../../nbs/backends/01_cpu.ipynb #a24f75b6
+def plain_gemm(node: ir.Node, graph: Graph) -> str:
+    "The integer Gemm knows no factors."
+    plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
+    return "" if plain else "alpha or beta is not 1"
+
+
+def known_rank(node: ir.Node, graph: Graph) -> str:
+    "A MatMul of matrices or stacks of them."
+    matrices = all(v.shape is not None and len(v.shape) >= 2 for v in node.inputs)
+    return "" if matrices else "an operand is no matrix"
+
+
+def two_operands(node: ir.Node, graph: Graph) -> str:
+    "Both operands are float32."
+    floats = all(v is not None and v.dtype == ir.DataType.FLOAT for v in node.inputs)
+    return "" if floats else "operands are not float32"
+
+
+def undilated(node: ir.Node, graph: Graph) -> str:
+    "The integer AveragePool knows no dilations."
+    return "" if set(attribute(node, "dilations", ())) <= {1} else "the pooling is dilated"
+
+# %% ../../nbs/backends/01_cpu.ipynb #a65d643e
 def opset_at_least(version: int):
     "A condition on the model's opset."
 
@@ -27,47 +50,30 @@ def opset_at_least(version: int):
 
 def one_output(node: ir.Node, graph: Graph) -> str:
     "Only the first output is used."
-    return (
-        ""
-        if all(not v.uses() and not v.is_graph_output() for v in node.outputs[1:])
-        else "its second output is used"
-    )
+    used = any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+    return "its second output is used" if used else ""
 
 
-def plain_gemm(node: ir.Node, graph: Graph) -> str:
-    "The integer Gemm knows no factors."
-    return (
-        ""
-        if attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
-        else "alpha or beta is not 1"
-    )
+def all_outputs(node: ir.Node, graph: Graph) -> str:
+    "Every output is used."
+    used = all(v.uses() or v.is_graph_output() for v in node.outputs)
+    return "" if used else "nobody reads one of its outputs"
 
-
+# %% ../../nbs/backends/01_cpu.ipynb #9d7b0618
 def data_is_first(node: ir.Node, graph: Graph) -> str:
     "The activation is the first input; the others, if any, are constants or shapes."
     first = node.inputs[0]
     return "" if first is not None and constant(first) is None else "its data is a constant"
 
 
-def known_rank(node: ir.Node, graph: Graph) -> str:
-    "A MatMul of matrices or stacks of them."
-    ranks = [None if v.shape is None else len(v.shape) for v in node.inputs]
-    return "" if all(r is not None and r >= 2 for r in ranks) else "an operand is no matrix"
-
-
-def two_operands(node: ir.Node, graph: Graph) -> str:
-    "Both operands are float32."
-    return (
-        ""
-        if all(v is not None and v.dtype == ir.DataType.FLOAT for v in node.inputs)
-        else "operands are not float32"
-    )
-
-
 def nearest_resize(node: ir.Node, graph: Graph) -> str:
-    "Only copying values is possible in codes."
+    "It copies values, by constant factors."
     mode = attribute(node, "mode", "nearest")
-    return "" if mode == "nearest" else f"mode {mode} computes new values"
+    if mode != "nearest":
+        return f"mode {mode} computes new values"
+    factors = [v for v in node.inputs[1:] if v is not None and v.dtype == ir.DataType.FLOAT]
+    fixed = all(constant(v) is not None for v in factors)
+    return "" if fixed else "its factors are not constant"
 
 # %% ../../nbs/backends/01_cpu.ipynb #4a6c9fa3
 def qlinear(*operators: str, conditions: tuple = (), **options) -> tuple[Rule, ...]:
@@ -88,9 +94,12 @@ CPU = Backend(
         Rule("MatMul", LAYER, "QLinearMatMul", (known_rank,), float_output="MatMulIntegerToFloat"),
         *qlinear("MatMul", conditions=(known_rank, two_operands)),
         *qlinear("Add", "Mul", conditions=(two_operands,)),
-        *qlinear("Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax"),
+        *qlinear("AveragePool", conditions=(undilated,)),
+        *qlinear("Concat", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax"),
         *moves("MaxPool", conditions=(opset_at_least(12), one_output)),
-        *moves("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Tile", "Split", "DepthToSpace"),
+        *moves("Split", conditions=(all_outputs,)),
         *moves("Resize", conditions=(nearest_resize,)),
+        *moves("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace"),
+        *moves("Slice", "Gather", "Expand", "Tile"),
     ),
 )  # fmt: skip

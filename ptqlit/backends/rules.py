@@ -17,8 +17,8 @@ from ..model.runtime import absorbs
 
 # %% auto #0
 __all__ = ['Condition', 'LAYER', 'COMPUTING', 'PASS_THROUGH', 'INTEGER', 'ABSORBED', 'FLOAT', 'FLOATS', 'Rule', 'Backend',
-           'activation_inputs', 'why_not', 'find_rule', 'Decision', 'from_codes', 'first_guess', 'can_absorb',
-           'readers', 'reads_codes', 'drop_what_costs', 'gives_floats', 'decide']
+           'activation_inputs', 'why_not', 'find_rule', 'Decision', 'kind_of', 'from_codes', 'can_absorb', 'guess',
+           'first_guess', 'readers', 'reads_codes', 'drop_what_costs', 'gives_floats', 'kernel_of', 'decide']
 
 # %% ../../nbs/backends/00_rules.ipynb #f534d796
 Condition = Callable[[ir.Node, Graph], str]  # why not; empty when the rule holds
@@ -36,9 +36,7 @@ class Rule:
     role: str  # LAYER, COMPUTING or PASS_THROUGH
     kernel: str  # the integer kernel that the runtime should end with
     conditions: tuple[Condition, ...] = ()
-    float_output: str = (
-        ""  # the kernel that gives floats, when nobody reads codes; empty: there is none
-    )
+    float_output: str = ""  # the kernel that gives floats when nobody reads codes; empty: none
     always_pays: bool = False  # worth it even when only float operators read the result
 
 
@@ -59,28 +57,24 @@ class Backend:
 # %% ../../nbs/backends/00_rules.ipynb #d9cc75f0
 def activation_inputs(node: ir.Node) -> list[ir.Value]:
     "The float32 inputs of a node that are computed, in order."
-    return [
-        v
-        for v in node.inputs
-        if v is not None and v.dtype == ir.DataType.FLOAT and constant(v) is None
-    ]
+    floats = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
+    return [v for v in floats if constant(v) is None]
 
 
 def why_not(node: ir.Node, rule: Rule, graph: Graph) -> str:
     "The reason why a row does not hold for a node, looking at the node alone; empty when it holds."
     if rule.role == LAYER and layer_of(node) is None:
-        return "the weight is not constant"
-    if not activation_inputs(node) or any(
-        v.name and v.dtype not in (None, ir.DataType.FLOAT) for v in node.outputs
-    ):
+        return "no constant weight, or no bias of one constant for each channel"
+    other = [v for v in node.outputs if v.name and v.dtype not in (None, ir.DataType.FLOAT)]
+    if other or not activation_inputs(node):
         return "not a float32 operator"
     return next((reason for condition in rule.conditions if (reason := condition(node, graph))), "")
 
-
+# %% ../../nbs/backends/00_rules.ipynb #950d070b
 def find_rule(
     node: ir.Node, graph: Graph, backend: Backend, skipped: set[str]
-) -> tuple[Rule | None, str]:
-    "The first row that holds for a node; without one, the reason why the first row does not."
+) -> tuple[Rule | None, str]:  # fmt: skip
+    "The first row that holds for a node; without one, None and the reason why the first row does not."
     if node.name in skipped:
         return None, "named in skip_quant_node"
     rows = backend.rows(node.op_type) if node.domain in ("", "ai.onnx") else []
@@ -89,7 +83,7 @@ def find_rule(
         return rows[reasons.index("")], ""
     return None, reasons[0] if reasons else "no integer kernel"
 
-
+# %% ../../nbs/backends/00_rules.ipynb #26aacad9
 @dataclass(frozen=True)
 class Decision:
     "What becomes of a node, while it is being found out."
@@ -99,46 +93,51 @@ class Decision:
     rule: Rule | None = None
 
 
+def kind_of(node: ir.Node, decided: dict[str, Decision]) -> str:
+    "What becomes of a node; those inside branches and loops are float."
+    return decided[node.name].kind if node.name in decided else FLOAT
+
+
 def from_codes(node: ir.Node, rule: Rule, decided: dict[str, Decision]) -> bool:
     "Whether an input arrives as codes: from an integer operator, or a model input that is only moved."
     makers = [v.producer() for v in activation_inputs(node)]
-    moved_input = rule.role == PASS_THROUGH and any(maker is None for maker in makers)
-    return moved_input or any(
-        maker is not None and decided[maker.name].kind != FLOAT for maker in makers
-    )
-
-# %% ../../nbs/backends/00_rules.ipynb #c9317eef
-def first_guess(graph: Graph, backend: Backend, skipped: set[str]) -> dict[str, Decision]:
-    "A decision for every node, walking forward."
-    decided: dict[str, Decision] = {}
-    for node in graph.nodes:
-        rule, reason = find_rule(node, graph, backend, skipped)
-        if can_absorb(node, decided):
-            decision = Decision(
-                ABSORBED, f"merged into {node.inputs[0].producer().name}: its codes start at 0"
-            )
-        elif rule is None:
-            decision = Decision(FLOAT, reason)
-        elif rule.role == LAYER:
-            decision = Decision(INTEGER, "constant weight", rule)
-        elif from_codes(node, rule, decided):
-            decision = Decision(
-                INTEGER if rule.role == COMPUTING else PASS_THROUGH,
-                "between integer operators",
-                rule,
-            )
-        else:
-            decision = Decision(FLOAT, "its inputs are float")
-        decided[node.name] = decision
-    return decided
+    if None in makers and rule.role == PASS_THROUGH:
+        return True
+    return any(maker is not None and kind_of(maker, decided) != FLOAT for maker in makers)
 
 
 def can_absorb(node: ir.Node, decided: dict[str, Decision]) -> bool:
     "A Relu or Clip from 0 that alone reads the output of an integer operator."
     maker = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-    if maker is None or not absorbs(node) or decided[maker.name].kind != INTEGER:
+    if maker is None or not absorbs(node) or kind_of(maker, decided) != INTEGER:
         return False
     return only_user(node.inputs[0]) is node
+
+# %% ../../nbs/backends/00_rules.ipynb #c9317eef
+def guess(
+    node: ir.Node, graph: Graph, backend: Backend, skipped: set[str], decided: dict[str, Decision]
+) -> Decision:  # fmt: skip
+    "What could become of a node, knowing what becomes of those before it."
+    if can_absorb(node, decided):
+        maker = node.inputs[0].producer().name
+        return Decision(ABSORBED, f"merged into {maker}: its codes start at 0")
+    rule, reason = find_rule(node, graph, backend, skipped)
+    if rule is None:
+        return Decision(FLOAT, reason)
+    if rule.role == LAYER:
+        return Decision(INTEGER, "constant weight", rule)
+    if not from_codes(node, rule, decided):
+        return Decision(FLOAT, "its inputs are float")
+    kind = INTEGER if rule.role == COMPUTING else PASS_THROUGH
+    return Decision(kind, "between integer operators", rule)
+
+
+def first_guess(graph: Graph, backend: Backend, skipped: set[str]) -> dict[str, Decision]:
+    "A decision for every node, walking forward."
+    decided: dict[str, Decision] = {}
+    for node in graph.nodes:
+        decided[node.name] = guess(node, graph, backend, skipped, decided)
+    return decided
 
 # %% ../../nbs/backends/00_rules.ipynb #e314fbae
 def readers(node: ir.Node) -> list[ir.Node]:
@@ -149,21 +148,21 @@ def readers(node: ir.Node) -> list[ir.Node]:
 def reads_codes(node: ir.Node, decided: dict[str, Decision]) -> bool:
     "Whether some integer operator reads the result, directly or behind absorbed nodes."
     for reader in readers(node):
-        kind = decided[reader.name].kind if reader.name in decided else FLOAT
+        kind = kind_of(reader, decided)
         if kind in (INTEGER, PASS_THROUGH) or (kind == ABSORBED and reads_codes(reader, decided)):
             return True
     return False
 
 
 def drop_what_costs(graph: Graph, decided: dict[str, Decision]) -> dict[str, Decision]:
-    "Send operators that no integer operator reads back to float."
+    "Send operators that no integer operator reads back to float, and what they had absorbed."
     for node in reversed(graph.nodes):
         rule = decided[node.name].rule
         if rule is None or rule.role == LAYER or rule.always_pays or reads_codes(node, decided):
             continue
         decided[node.name] = Decision(FLOAT, "does not pay: only float operators read it")
         for reader in readers(node):
-            if decided[reader.name].kind == ABSORBED:
+            if kind_of(reader, decided) == ABSORBED:
                 decided[reader.name] = Decision(FLOAT, "its input is float")
     return decided
 
@@ -171,11 +170,19 @@ def drop_what_costs(graph: Graph, decided: dict[str, Decision]) -> dict[str, Dec
 def gives_floats(node: ir.Node, decided: dict[str, Decision]) -> bool:
     "Whether an integer layer writes floats: it has such a kernel, and nobody reads codes from it."
     rule = decided[node.name].rule
-    trapped = node.op_type == "MatMul" and any(reader.op_type == "Add" for reader in readers(node))
-    absorbed = any(decided[reader.name].kind == ABSORBED for reader in readers(node))
-    return bool(rule and rule.float_output) and not (
-        trapped or absorbed or reads_codes(node, decided)
-    )
+    if rule is None or not rule.float_output or reads_codes(node, decided):
+        return False
+    if any(kind_of(reader, decided) == ABSORBED for reader in readers(node)):
+        return False
+    return not (node.op_type == "MatMul" and any(r.op_type == "Add" for r in readers(node)))
+
+
+def kernel_of(node: ir.Node, decided: dict[str, Decision]) -> str:
+    "The kernel that a node is expected to become; empty for float and absorbed nodes."
+    rule = decided[node.name].rule
+    if rule is None:
+        return ""
+    return rule.float_output + FLOATS if gives_floats(node, decided) else rule.kernel
 
 
 def decide(graph: Graph, backend: Backend, skipped: set[str] = frozenset()) -> tuple[NodePlan, ...]:
@@ -183,12 +190,6 @@ def decide(graph: Graph, backend: Backend, skipped: set[str] = frozenset()) -> t
     decided = drop_what_costs(graph, first_guess(graph, backend, set(skipped)))
     plans = []
     for node in graph.nodes:
-        decision, kernel = decided[node.name], ""
-        if decision.rule is not None:
-            kernel = (
-                decision.rule.float_output + FLOATS
-                if gives_floats(node, decided)
-                else decision.rule.kernel
-            )
+        decision, kernel = decided[node.name], kernel_of(node, decided)
         plans.append(NodePlan(node.name, node.op_type, decision.kind, kernel, decision.reason))
     return tuple(plans)

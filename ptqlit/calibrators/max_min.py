@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from ..arithmetic.affine import NumberFormat
 from ..errors import InputError, hint
-from ..statistics.histogram import Counts
+from ..statistics.observe import TensorStatistics
 
 # %% auto #0
-__all__ = ['Calibrator', 'CALIBRATORS', 'Range', 'calibrator', 'find_calibrator', 'max_min']
+__all__ = ['Calibrator', 'CALIBRATORS', 'Range', 'Options', 'calibrator', 'find_calibrator', 'max_min']
 
 # %% ../../nbs/calibrators/00_max_min.ipynb #c7bcc01d
 @dataclass(frozen=True)
@@ -27,8 +28,14 @@ class Range:
     reason: str = ""  # what was special
 
 
-Calibrator = Callable[[Counts, NumberFormat], Range]
+@dataclass(frozen=True)
+class Options:
+    "What the configuration can say about the methods."
 
+    percentile: float = 99.999  # PERCENTILE: per cent of the values that stay inside, 50..100
+
+# %% ../../nbs/calibrators/00_max_min.ipynb #ff2348c1
+Calibrator = Callable[[TensorStatistics, NumberFormat, Options], Range]
 CALIBRATORS: dict[str, Calibrator] = {}  # the configuration's word -> function
 
 
@@ -36,14 +43,23 @@ def calibrator(word: str) -> Callable[[Calibrator], Calibrator]:
     "Register a function under a word of `activation_quant_method`."
 
     def register(function: Calibrator) -> Calibrator:
+        @wraps(function)
+        def choose(statistics, fmt, options=Options()):
+            counts = statistics.counts
+            if counts.lo > counts.hi:
+                return Range(0.0, 0.0, reason="no finite value was seen")
+            if counts.lo == counts.hi:
+                return Range(counts.lo, counts.hi)
+            return function(statistics, fmt, options)
+
         if word in CALIBRATORS and CALIBRATORS[word].__qualname__ != function.__qualname__:
             raise ValueError(f"two calibrators are called {word}")
-        CALIBRATORS[word] = function
-        return function
+        CALIBRATORS[word] = choose
+        return choose
 
     return register
 
-
+# %% ../../nbs/calibrators/00_max_min.ipynb #081af921
 def find_calibrator(word: str) -> Calibrator:
     "The function behind a word."
     if word not in CALIBRATORS:
@@ -52,8 +68,6 @@ def find_calibrator(word: str) -> Calibrator:
 
 # %% ../../nbs/calibrators/00_max_min.ipynb #0d1b14cf
 @calibrator("MAX_MIN")
-def max_min(counts: Counts, fmt: NumberFormat) -> Range:
+def max_min(statistics: TensorStatistics, fmt: NumberFormat, options: Options) -> Range:
     "Everything that was seen (specification sheet, section 6.4)."
-    if counts.lo > counts.hi:
-        return Range(0.0, 0.0, reason="no finite value was seen")
-    return Range(counts.lo, counts.hi)
+    return Range(statistics.counts.lo, statistics.counts.hi)

@@ -7,54 +7,53 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from .schema import Boolean, Names, Section, Text, choice, key, whole
+from .kinds import Boolean, Folder, Names, choice, whole
+from .schema import Fault, Section, key
 
 # %% auto #0
-__all__ = ['CommonQuantParam']
+__all__ = ['WEIGHT', 'MODES', 'check_widths', 'CommonQuantParam']
+
+# %% ../../nbs/config/01_common.ipynb #e36360af
+WEIGHT = ("WEIGHT_QUANT",)  # the kind of quantization that some keys speak of
+MODES = ("WEIGHT_QUANT", "FULL_QUANT", "DYNAMIC_QUANT")
+
+
+def check_widths(mode: str | None, bits: int, encode: bool) -> None:
+    "Which kinds of quantization go with which numbers of bits."
+    if mode is None:
+        expected = f"expected one of {', '.join(MODES)}."
+        raise Fault("quant_type", f"quant_type is missing: {expected}")
+    if mode not in WEIGHT and bits != 8:
+        raise Fault("bit_num", f"expected 8 with quant_type={mode}.")
+    if mode in WEIGHT and not encode and bits not in (8, 16):
+        raise Fault("enable_encode", f"expected bit_num=8 or 16 with it, not {bits}.")
 
 # %% ../../nbs/config/01_common.ipynb #e967f243
 class CommonQuantParam(Section):
     "Keys of `[common_quant_param]` (specification sheet, section 2.2)."
 
     title = "common_quant_param"
-    quant_type: choice(
-        "WEIGHT_QUANT", "FULL_QUANT", "DYNAMIC_QUANT", later=("WEIGHT_QUANT", "DYNAMIC_QUANT")
-    ) = key(None, "the kind of quantization; mandatory")
-    bit_num: whole(0, 16) = key(
+    quant_type: choice(*MODES, later=("WEIGHT_QUANT", "DYNAMIC_QUANT")) = key(
+        None, "the kind of quantization; mandatory"
+    )
+    bit_num: whole(0, 16, later=(0,)) = key(
         8, "bits of a weight; 0 means mixed bits; full and dynamic quantization need 8"
     )
     min_quant_weight_size: whole(0, 65535) = key(
-        0, "weights with more elements than this are quantized (weight mode)", later=True
+        0, "weights with more elements than this are quantized", later=True, modes=WEIGHT
     )
     min_quant_weight_channel: whole(0, 65535) = key(
-        16,
-        "convolution weights with more channels than this are quantized (weight mode)",
-        later=True,
+        16, "convolutions with more channels than this are quantized", later=True, modes=WEIGHT
     )
     skip_quant_node: Names = key((), "names of nodes that stay float, exact and complete")
-    debug_info_save_path: Text = key("", "folder for debug reports; empty for none", later=True)
+    debug_info_save_path: Folder = key("", "where debug reports go", later=True)
     enable_encode: Boolean = key(
-        True, "compress the stored weights (weight mode)", since="2.0", later=True
+        True, "compress the stored weights", since="master", later=True, modes=WEIGHT
     )
-    workspace: Text = key("", "folder for temporary files of large models", since="-", later=True)
+    workspace: Folder = key("", "where temporary files of large models go", since="-", later=True)
 
     @model_validator(mode="after")
     def widths(self):
         "Rules that involve two keys."
-        if self.quant_type is None:
-            raise ValueError(
-                "quant_type is missing: expected one of WEIGHT_QUANT, FULL_QUANT, DYNAMIC_QUANT."
-            )
-        if self.quant_type != "WEIGHT_QUANT" and self.bit_num != 8:
-            raise ValueError(
-                f"bit_num={self.bit_num}: expected 8 with quant_type={self.quant_type}."
-            )
-        if (
-            self.quant_type == "WEIGHT_QUANT"
-            and not self.enable_encode
-            and self.bit_num not in (8, 16)
-        ):
-            raise ValueError(
-                f"enable_encode=false: expected bit_num=8 or 16 with it, not {self.bit_num}."
-            )
+        check_widths(self.quant_type, self.bit_num, self.enable_encode)
         return self

@@ -9,10 +9,11 @@ import math
 
 from pydantic import model_validator
 
-from .schema import PathMap, Section, Vector, choice, key, whole
+from .kinds import PathMap, Vector, choice, whole
+from .schema import Fault, Section, key
 
 # %% auto #0
-__all__ = ['present', 'together', 'check_normalize', 'check_sizes', 'DataPreprocessParam', 'warnings_of']
+__all__ = ['SMALLEST_STD', 'PIXELS', 'present', 'together', 'check_normalize', 'check_sizes', 'DataPreprocessParam']
 
 # %% ../../nbs/config/05_data.ipynb #0dfa021e
 def present(section: Section, *names: str) -> list[str]:
@@ -25,7 +26,10 @@ def together(section: Section, *names: str) -> None:
     given = present(section, *names)
     missing = [name for name in names if name not in given]
     if given and missing:
-        raise ValueError(f"{given[0]} without {missing[0]}: expected both or neither.")
+        raise Fault(given[0], f"expected {missing[0]} beside it.")
+
+# %% ../../nbs/config/05_data.ipynb #ac474d88
+SMALLEST_STD = 1e-30  # pixels divided by less would leave float32
 
 
 def check_normalize(section: Section) -> None:
@@ -35,13 +39,13 @@ def check_normalize(section: Section) -> None:
     for name in present(section, "normalize_mean", "normalize_std"):
         values = getattr(section, name)
         if len(values) != channels:
-            raise ValueError(
-                f"{name} has {len(values)} numbers: expected {channels} with image_to_format={section.image_to_format}."
-            )
-        if not all(math.isfinite(v) and (v > 0 or name == "normalize_mean") for v in values):
-            raise ValueError(
-                f"{name}={list(values)}: expected finite numbers{', greater than 0' if name == 'normalize_std' else ''}."
-            )
+            beside = f"image_to_format={section.image_to_format}"
+            raise Fault(name, f"expected {channels} numbers with {beside}, not {len(values)}.")
+        if not all(math.isfinite(value) for value in values):
+            raise Fault(name, "expected finite numbers.")
+    if any(value < SMALLEST_STD for value in section.normalize_std):
+        expected = f"expected numbers greater than 0 (at least {SMALLEST_STD})."
+        raise Fault("normalize_std", expected)
 
 
 def check_sizes(section: Section) -> None:
@@ -53,9 +57,12 @@ def check_sizes(section: Section) -> None:
     for side in ("width", "height"):
         crop, size = getattr(section, f"center_crop_{side}"), getattr(section, f"resize_{side}")
         if crop > size:
-            raise ValueError(f"center_crop_{side}={crop}: expected at most resize_{side}={size}.")
+            raise Fault(f"center_crop_{side}", f"expected at most resize_{side}={size}.")
 
 # %% ../../nbs/config/05_data.ipynb #946319b8
+PIXELS = whole(1, 65535)
+
+
 class DataPreprocessParam(Section):
     "Keys of `[data_preprocess_param]` (specification sheet, section 2.6)."
 
@@ -66,21 +73,19 @@ class DataPreprocessParam(Section):
     calibrate_size: whole(1, 65535) = key(
         None, "number of calibration samples; mandatory for full quantization"
     )
-    input_type: choice("IMAGE", "BIN", later=("BIN",)) = key(
+    input_type: choice("IMAGE", "BIN") = key(
         None, "pictures, or raw buffers; mandatory for full quantization"
     )
-    image_to_format: choice("RGB", "GRAY", "BGR") = key(
-        "BGR", "colour order; pictures are decoded as BGR"
-    )
+    image_to_format: choice("RGB", "GRAY", "BGR") = key("BGR", "colour order; decoding gives BGR")
     normalize_mean: Vector = key((), "subtracted from each channel")
     normalize_std: Vector = key((), "each channel is divided by it, after the mean")
-    resize_width: whole(1, 65535) = key(-1, "width after resizing, in pixels")
-    resize_height: whole(1, 65535) = key(-1, "height after resizing, in pixels")
+    resize_width: PIXELS = key(-1, "width after resizing, in pixels")
+    resize_height: PIXELS = key(-1, "height after resizing, in pixels")
     resize_method: choice("LINEAR", "NEAREST", "CUBIC") = key(
         None, "interpolation; without it nothing is resized"
     )
-    center_crop_width: whole(1, 65535) = key(-1, "width of the centre that is kept")
-    center_crop_height: whole(1, 65535) = key(-1, "height of the centre that is kept")
+    center_crop_width: PIXELS = key(-1, "width of the centre that is kept")
+    center_crop_height: PIXELS = key(-1, "height of the centre that is kept")
 
     @model_validator(mode="after")
     def rules(self):
@@ -89,10 +94,8 @@ class DataPreprocessParam(Section):
         check_sizes(self)
         return self
 
-# %% ../../nbs/config/05_data.ipynb #0f41252d
-def warnings_of(section: DataPreprocessParam) -> list[str]:
-    "What is valid but probably not meant."
-    sizes = present(section, "resize_width", "resize_height")
-    if sizes and section.resize_method is None:
-        return [f"{sizes[0]} without resize_method: nothing is resized."]
-    return []
+    def doubts(self) -> list[tuple[str, str]]:
+        "Sizes that nothing uses."
+        sizes = present(self, "resize_width", "resize_height")
+        unused = sizes and self.resize_method is None
+        return [(sizes[0], "nothing is resized without resize_method.")] if unused else []

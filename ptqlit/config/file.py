@@ -5,24 +5,31 @@
 # %% ../../nbs/config/10_file.ipynb #b5257348
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .ascend import AscendContext
 from .common import CommonQuantParam
-from .data import DataPreprocessParam, warnings_of
+from .data import DataPreprocessParam
+from .dynamic import DynamicQuantParam
 from .full import FullQuantParam
-from .schema import Entry, Section, not_yet, read_section, shorten, to_text
+from .mixed_bit import MixedBitWeightQuantParam
+from .registry import RegistryParam
+from .schema import Entry, Section, not_yet, read_section, shorten, show
+from .transform import TransformQuantParam
+from .weight import WeightQuantParam
 from ..errors import FILE_FAILED, InputError, hint
 
 # %% auto #0
-__all__ = ['MAX_LINES', 'SECTIONS', 'LATER_SECTIONS', 'Line', 'strip_comment', 'read_line', 'read_pair', 'read_entries', 'Config',
-           'read_text', 'build', 'print_config', 'requirements', 'find_folder']
+__all__ = ['MAX_LINES', 'SECTIONS', 'TITLES', 'IDLE_SECTIONS', 'Line', 'strip_comment', 'blank_name', 'broken', 'read_pair',
+           'read_line', 'Block', 'split_lines', 'read_blocks', 'Config', 'read_text', 'build', 'unread',
+           'needs_samples', 'why_unused', 'unused', 'used_sections', 'print_config', 'section_lines', 'is_given',
+           'not_built', 'requirements', 'find_folder', 'flag_warnings']
 
 # %% ../../nbs/config/10_file.ipynb #1e42a329
-MAX_LINES = 9999  # the reference reads no further
-
-
 @dataclass(frozen=True)
 class Line:
     "What one line says: a section, a key with a value, or nothing."
@@ -37,89 +44,144 @@ def strip_comment(text: str) -> tuple[str, bool]:
     quoted = False
     for place, letter in enumerate(text):
         quoted ^= letter == '"'
-        if letter == "#" and not quoted and (place == 0 or text[place - 1] in " \t"):
+        if letter == "#" and not quoted and (place == 0 or text[place - 1].isspace()):
             return text[:place], True
     return text, False
 
 
+def blank_name(letter: str) -> str:
+    "How a warning calls white space that is no blank."
+    return "a tab" if letter == "\t" else f"the character U+{ord(letter):04X}"
+
+
+def broken(where: str, text: str, expected: str) -> InputError:
+    "The error of a line that breaks the grammar."
+    return InputError(f"{where}: {shorten(text)}: expected {expected}.", FILE_FAILED)
+
+# %% ../../nbs/config/10_file.ipynb #648a2e55
+def read_pair(text: str, where: str, warn: list[str]) -> Line:
+    "Read `key=value`."
+    key, *values = (piece.strip() for piece in text.split("="))
+    if len(values) == 2 and values[0] and not values[1]:
+        warn.append(f"{where}: the last = is dropped.")
+        values.pop()
+    if not key or len(values) != 1:
+        raise broken(where, text, "one key=value or [section]")
+    if not values[0]:
+        warn.append(f"{where}: {shorten(key)} has no value and counts as not given.")
+        return Line()
+    return Line(key=key, value=values[0])
+
+# %% ../../nbs/config/10_file.ipynb #389d91ee
 def read_line(raw: str, where: str, warn: list[str]) -> Line:
     "Read one physical line; `where` is `file:line` for messages."
     text, comment = strip_comment(raw)
-    if not text.strip():
-        return Line()
-    if comment:
+    if comment and not raw.startswith("#"):
         warn.append(f"{where}: the text after # is taken as a comment.")
-    if "\t" in text:
-        warn.append(f"{where}: a tab is taken as a blank.")
+    if re.search("[\0\ud800-\udfff]", text):
+        reason = "not a text file (a byte that is no UTF-8 text)"
+        raise InputError(f"{where}: {reason}: expected lines of key=value.", FILE_FAILED)
+    if text.strip() and (blank := re.search(r"[^\S ]", text)):
+        warn.append(f"{where}: {blank_name(blank[0])} is taken as a blank.")
     text = text.replace('"', "").strip()
-    if text.startswith("["):
-        if not text.endswith("]"):
-            raise InputError(
-                f"{where}: {shorten(text)}: expected ] at the end of a section's name.", FILE_FAILED
-            )
-        return Line(section=text[1:-1].strip())
-    return read_pair(text, where, warn)
-
-
-def read_pair(text: str, where: str, warn: list[str]) -> Line:
-    "Read `key=value`."
-    key, equals, value = (part.strip() for part in text.partition("="))
     if not text:
         return Line()
-    if not equals or not key or "=" in value:
-        raise InputError(
-            f"{where}: {shorten(text)}: expected one key=value or [section].", FILE_FAILED
-        )
-    if not value:
-        warn.append(f"{where}: {key} has no value and counts as not given.")
-        return Line()
-    return Line(key=key, value=value)
+    if not text.startswith("["):
+        return read_pair(text, where, warn)
+    if not text.endswith("]"):
+        raise broken(where, text, "] at the end of a section's name")
+    return Line(section=text[1:-1].strip())
 
 # %% ../../nbs/config/10_file.ipynb #a8d18db6
-def read_entries(text: str, source: str, warn: list[str]) -> dict[str, list[Entry]]:
-    "Section name -> its entries, in the order of the file."
-    lines = re.split(r"\r\n|\n|\r", text)
-    if len(lines) > MAX_LINES + 1:
-        raise InputError(
-            f"{source}: {len(lines)} lines: expected at most {MAX_LINES}.", FILE_FAILED
-        )
-    found: dict[str, list[Entry]] = {}
-    section = None
-    for number, raw in enumerate(lines, 1):
-        line = read_line(raw, f"{source}:{number}", warn)
+MAX_LINES = 10_000  # the reference reads no further
+
+
+@dataclass
+class Block:
+    "A section of the file: where it begins, and its keys."
+
+    line: int
+    entries: list[Entry] = field(default_factory=list)
+
+
+def split_lines(text: str, source: str, warn: list[str]) -> list[str]:
+    "The lines of a text, whatever system it comes from."
+    if text.startswith("\ufeff"):
+        warn.append(f"{source}:1: the byte order mark is skipped.")
+        text = text[1:]
+    if "\r" in text and "\n" not in text:
+        warn.append(f"{source}:1: carriage returns are taken as line ends.")
+        text = text.replace("\r", "\n")
+    if lone := re.search("\r(?=[^\r\n])", text):
+        line = text.count("\n", 0, lone.start()) + 1
+        warn.append(f"{source}:{line}: a carriage return inside a line is dropped.")
+    return text.replace("\r", "").split("\n")
+
+# %% ../../nbs/config/10_file.ipynb #3ed839e4
+def read_blocks(text: str, source: str, warn: list[str]) -> dict[str, Block]:
+    "Section name -> its place and its entries, in the order of the file."
+    blocks: dict[str, Block] = {}
+    block, count = None, 0
+    for number, raw in enumerate(split_lines(text, source, warn), 1):
+        where = f"{source}:{number}"
+        count += bool(raw) and not raw.startswith("#")
+        if count > MAX_LINES:
+            raise InputError(f"{where}: expected at most {MAX_LINES} lines.", FILE_FAILED)
+        line = read_line(raw, where, warn)
         if line.section is not None:
-            section = line.section
-            found.setdefault(section, [])
-        elif line.key is not None and section is None:
-            warn.append(f"{source}:{number}: {line.key} stands before any section and is not read.")
+            block = blocks.setdefault(line.section, Block(number))
+        elif line.key is not None and block is None:
+            warn.append(f"{where}: {shorten(line.key)} stands before any section and is not read.")
         elif line.key is not None:
-            found[section].append(Entry(line.key, line.value, number))
-    return found
+            block.entries.append(Entry(line.key, line.value, number))
+    return blocks
 
 # %% ../../nbs/config/10_file.ipynb #e1188b62
-SECTIONS: dict[str, type[Section]] = {
-    c.title: c for c in (CommonQuantParam, FullQuantParam, DataPreprocessParam)
+SECTIONS: dict[str, type[Section]] = {  # attribute of a Config -> section
+    "common": CommonQuantParam,
+    "weight": WeightQuantParam,
+    "mixed_bit": MixedBitWeightQuantParam,
+    "data": DataPreprocessParam,
+    "full": FullQuantParam,
+    "dynamic": DynamicQuantParam,
+    "transform": TransformQuantParam,
+    "ascend": AscendContext,
+    "registry": RegistryParam,
+}
+TITLES = {cls.title: name for name, cls in SECTIONS.items()}
+
+IDLE_SECTIONS = {  # of the reference, without meaning for ONNX -> what they are for
+    "acl_option_cfg_param": "it steers the Ascend compiler",
+    "acl_init_options": "it steers the Ascend compiler",
+    "acl_build_options": "it steers the Ascend compiler",
+    "aoe_global_options": "it steers tuning on an Ascend device",
+    "aoe_tuning_options": "it steers tuning on an Ascend device",
+    "om_converter": "it describes compiled Ascend models",
+    "micro_param": "it steers a code generator for micro controllers",
+    "model_param": "it lists the models of a code generator",
+    "cpu_option_cfg_param": "it chooses instructions for the reference's own kernels",
+    "graph_kernel_param": "it steers the reference's kernel compiler",
 }
 
-LATER_SECTIONS = (  # documented by the reference, not readable yet
-    "weight_quant_param", "mixed_bit_weight_quant_param", "dynamic_quant_param", "transform_quant_param", "registry", "ascend_context",
-    "acl_option_cfg_param", "acl_init_options", "acl_build_options", "aoe_global_options", "aoe_tuning_options", "micro_param",
-    "model_param", "cpu_option_cfg_param", "graph_kernel_param", "om_converter",
-)  # fmt: skip
-
-
+# %% ../../nbs/config/10_file.ipynb #53f26506
 @dataclass(frozen=True)
 class Config:
     "A whole configuration; sections are frozen pydantic objects."
 
     common: CommonQuantParam
-    full: FullQuantParam
+    weight: WeightQuantParam
+    mixed_bit: MixedBitWeightQuantParam
     data: DataPreprocessParam
-    source: str  # the file's name, for messages
-    folder: Path  # where relative folders are looked up second
-    lines: dict[tuple[str, str], int]  # (section, key) -> line of the file
-    sections: tuple[str, ...]  # the names that the file holds, known ones
-    warnings: tuple[str, ...]  # valid, but perhaps not meant
+    full: FullQuantParam
+    dynamic: DynamicQuantParam
+    transform: TransformQuantParam
+    ascend: AscendContext
+    registry: RegistryParam
+    source: str = field(compare=False)  # the file's name, for messages
+    folder: Path = field(compare=False)  # where relative folders are looked up second
+    lines: dict[tuple[str, str], int] = field(compare=False)  # (section, key) -> line
+    sections: tuple[str, ...] = field(compare=False)  # the names that the file holds, known ones
+    warnings: tuple[str, ...] = field(compare=False)  # valid, but perhaps not meant
 
     @classmethod
     def from_file(cls, path: str | Path) -> Config:
@@ -135,95 +197,167 @@ class Config:
         "An INI file that reads to an equal configuration."
         return print_config(self)
 
-# %% ../../nbs/config/10_file.ipynb #55f38a31
+    def place(self, title: str, name: str) -> str:
+        "`file:line: [section]` of a key, for messages; without a line where the key is not given."
+        line = self.lines.get((title, name))
+        return f"{self.source}:{line}: [{title}]" if line else f"{self.source}: [{title}]"
+
+# %% ../../nbs/config/10_file.ipynb #371d76ae
 def read_text(path: Path) -> str:
-    "The text of a configuration file."
+    "The text of a configuration file; bytes that are no UTF-8 text become lone surrogates."
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot read the configuration: {error.strerror}.", FILE_FAILED
-        ) from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not a text file (byte {error.start}): expected lines of key=value.",
-            FILE_FAILED,
-        ) from None
-    if "\0" in text:
-        raise InputError(
-            f"{path}: not a text file (it holds zero bytes): expected lines of key=value.",
-            FILE_FAILED,
-        )
-    return text
+        return path.read_bytes().decode("utf-8", "surrogateescape")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        message = f"{shorten(str(path))}: cannot read the configuration: {reason}."
+        raise InputError(message, FILE_FAILED) from None
 
 
 def build(text: str, source: str, folder: Path) -> Config:
     "Parse and check everything."
     warn: list[str] = []
-    entries = read_entries(text, source, warn)
-    warn += [
-        f"{source}: section [{shorten(name)}] is not known and is not read.{hint(name, list(SECTIONS) + list(LATER_SECTIONS))}"
-        for name in entries
-        if name not in SECTIONS and name not in LATER_SECTIONS
-    ]
-    read = {
-        title: read_section(kind, entries.get(title, []), source)
-        for title, kind in SECTIONS.items()
-    }
-    common, full, data = read.values()
-    warn += [f"{source}: [{data.title}] {warning}" for warning in warnings_of(data)]
-    lines = {
-        (title, entry.key): entry.line for title in SECTIONS for entry in entries.get(title, [])
-    }
-    known = tuple(name for name in entries if name in SECTIONS or name in LATER_SECTIONS)
-    return Config(common, full, data, source, folder, lines, known, tuple(warn))
+    blocks = read_blocks(text, source, warn)
+    read, lines = {}, {}
+    for name, cls in SECTIONS.items():
+        entries = blocks[cls.title].entries if cls.title in blocks else []
+        read[name] = read_section(cls, entries, source, warn)
+        lines |= {(cls.title, entry.key): entry.line for entry in entries}
+    known = tuple(title for title in blocks if title in TITLES or title in IDLE_SECTIONS)
+    config = Config(**read, source=source, folder=folder, lines=lines, sections=known, warnings=())
+    warn += unread(blocks, source) + unused(config, blocks)
+    return replace(config, warnings=tuple(warn))
+
+# %% ../../nbs/config/10_file.ipynb #608f392d
+def unread(blocks: dict[str, Block], source: str) -> list[str]:
+    "Warnings about sections that are unknown, or without meaning for ONNX."
+    found = []
+    for title, block in blocks.items():
+        place = f"{source}:{block.line}: section [{shorten(title)}]"
+        if title in IDLE_SECTIONS:
+            found.append(f"{place} has no meaning for ONNX: {IDLE_SECTIONS[title]}.")
+        elif title not in TITLES:
+            near = hint(title, [*TITLES, *IDLE_SECTIONS])
+            found.append(f"{place} is not known and is not read.{near}")
+    return found
+
+# %% ../../nbs/config/10_file.ipynb #f5f37ea4
+def needs_samples(config: Config) -> bool:
+    "Whether samples serve a purpose: ranges, a search, error compensation, or debug reports."
+    common = config.common
+    if common.quant_type == "FULL_QUANT" or common.debug_info_save_path:
+        return True
+    search = common.bit_num == 0 and config.mixed_bit.auto_tune
+    gptq = config.weight.quant_strategy == "GPTQ"
+    return common.quant_type == "WEIGHT_QUANT" and (search or gptq)
+
+
+def why_unused(config: Config) -> dict[str, str]:
+    "The sections that this conversion does not look at, and the setting that decides it."
+    common, full = config.common, config.full
+    mode = f"quant_type={common.quant_type}"
+    owners = {"full": "FULL_QUANT", "weight": "WEIGHT_QUANT", "dynamic": "DYNAMIC_QUANT"}
+    reasons = {name: mode for name, owner in owners.items() if owner != common.quant_type}
+    if common.quant_type != "WEIGHT_QUANT":
+        reasons["mixed_bit"] = mode
+    elif common.bit_num:
+        reasons["mixed_bit"] = f"bit_num={common.bit_num}"
+    if common.quant_type != "FULL_QUANT":
+        reasons["ascend"] = mode
+        if not needs_samples(config):
+            reasons["data"] = mode
+    elif full.target_device != "ASCEND":
+        reasons["ascend"] = f"target_device={full.target_device}"
+    return reasons
+
+# %% ../../nbs/config/10_file.ipynb #91baba2d
+def unused(config: Config, blocks: dict[str, Block]) -> list[str]:
+    "Warnings about sections and keys of another kind of quantization."
+    found, mode = [], config.common.quant_type
+    for name, reason in why_unused(config).items():
+        if block := blocks.get(SECTIONS[name].title):
+            place = f"{config.source}:{block.line}: section [{SECTIONS[name].title}]"
+            found.append(f"{place} is not used with {reason}.")
+    for name, entry in CommonQuantParam.model_fields.items():
+        value, modes = getattr(config.common, name), CommonQuantParam.fact(name, "modes")
+        if modes and mode not in modes and value != entry.default:
+            place = config.place(CommonQuantParam.title, name)
+            text = f"{name}={show(CommonQuantParam, name, value)}"
+            found.append(f"{place} {text} is not used with quant_type={mode}.")
+    return found
+
+
+def used_sections(config: Config) -> Iterator[tuple[str, Section]]:
+    "The sections that this conversion looks at, with their attributes' names."
+    reasons = why_unused(config)
+    return ((name, getattr(config, name)) for name in SECTIONS if name not in reasons)
 
 # %% ../../nbs/config/10_file.ipynb #aacaa249
 def print_config(config: Config) -> str:
     "The configuration as an INI file; keys that were not given are left out."
     blocks = []
-    for section in (config.common, config.data, config.full):
-        given = [name for name in type(section).model_fields if name in section.model_fields_set]
-        if section.title in config.sections:
-            blocks.append(
-                "\n".join(
-                    [
-                        f"[{section.title}]",
-                        *(f"{name}={to_text(getattr(section, name))}" for name in given),
-                    ]
-                )
-            )
+    for name, cls in SECTIONS.items():
+        if cls.title in config.sections:
+            lines = section_lines(getattr(config, name))
+            blocks.append("\n".join([f"[{cls.title}]", *lines]))
     return "\n\n".join(blocks) + "\n"
 
+
+def section_lines(section: Section) -> list[str]:
+    "`key=value` for each key that was given."
+    cls, lines = type(section), []
+    for name in cls.model_fields:
+        text = cls.kind(name).show(getattr(section, name)) if is_given(section, name) else ""
+        quote = '"' if "#" in text else ""
+        lines += [f"{name}={quote}{text}{quote}"] if text else []
+    return lines
+
+
+def is_given(section: Section, name: str) -> bool:
+    "Whether the file says something about a key."
+    return name in section.model_fields_set and getattr(section, name) is not None
+
 # %% ../../nbs/config/10_file.ipynb #13ca323d
+def not_built(config: Config) -> list[str]:
+    "What the configuration asks for and nobody can do yet."
+    found = []
+    for _, section in used_sections(config):
+        cls = type(section)
+        for name in not_yet(section, config.common.quant_type):
+            asked = f"{name}={show(cls, name, getattr(section, name))}"
+            found.append(f"{config.place(cls.title, name)} {asked} is not supported yet.")
+    return found
+
+
 def requirements(config: Config) -> list[str]:
     "What stands between a valid configuration and a conversion: not built yet, or missing."
-    later = [
-        f"{config.source}: [{name}] is not supported yet."
-        for name in config.sections
-        if name in LATER_SECTIONS
-    ]
-    for section in (config.common, config.full, config.data):
-        for asked in not_yet(section):
-            line = config.lines.get((section.title, asked.split("=")[0]), 1)
-            later.append(f"{config.source}:{line}: [{section.title}] {asked} is not supported yet.")
     data, title = config.data, config.data.title
-    missing = [
-        name
-        for name in ("calibrate_path", "calibrate_size", "input_type")
-        if not getattr(data, name)
-    ]
+    keys = ("calibrate_path", "calibrate_size", "input_type")
+    missing = [name for name in keys if not getattr(data, name)]
+    if config.common.quant_type != "FULL_QUANT" or not missing:
+        return not_built(config)
     if title not in config.sections:
-        return later + [
-            f"{config.source}: no section [{title}]: expected one with {', '.join(missing)} for FULL_QUANT."
-        ]
-    return later + [
+        absent = f"no section [{title}]: expected one with {', '.join(missing)} for FULL_QUANT."
+        return [*not_built(config), f"{config.source}: {absent}"]
+    return not_built(config) + [
         f"{config.source}: [{title}] {name} is missing: expected it for FULL_QUANT."
         for name in missing
     ]
 
-
+# %% ../../nbs/config/10_file.ipynb #67826ec1
 def find_folder(config: Config, folder: str) -> Path:
     "A folder of samples: from the working directory, or else from the configuration's own folder."
     here, beside = Path(folder), config.folder / folder
-    return beside if not here.exists() and beside.exists() else here
+    return beside if not os.path.exists(here) and os.path.exists(beside) else here
+
+# %% ../../nbs/config/10_file.ipynb #857342a7
+def flag_warnings(config: Config, optimize: str = "general") -> list[str]:
+    "What the configuration and the flag --optimize say differently."
+    full = config.full
+    place, given = config.place(full.title, "target_device"), optimize.startswith("ascend_oriented")
+    target = config.common.quant_type == "FULL_QUANT" and full.target_device == "ASCEND"
+    if target and not given:
+        flag = "--optimize=ascend_oriented"
+        return [f"{place} target_device=ASCEND without {flag}: goes on as if it were given."]
+    if given and not target:
+        return [f"--optimize={optimize} has no effect without target_device=ASCEND."]
+    return []

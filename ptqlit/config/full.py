@@ -5,29 +5,45 @@
 # %% ../../nbs/config/04_full.ipynb #2e2cd7e0
 from __future__ import annotations
 
-from .schema import Boolean, Section, choice, key
+from .kinds import Boolean, Number, between, choice
+from .schema import Section, key
 
 # %% auto #0
-__all__ = ['FullQuantParam']
+__all__ = ['METHODS', 'TARGETS', 'SMOOTH', 'FullQuantParam']
 
 # %% ../../nbs/config/04_full.ipynb #f876fb29
+METHODS = choice(
+    "MAX_MIN", "KL", "REMOVAL_OUTLIER", "PERCENTILE", "MSE",
+    aliases={"RemovalOutlier": "REMOVAL_OUTLIER"},
+    later=("KL", "REMOVAL_OUTLIER", "PERCENTILE", "MSE"),
+)  # fmt: skip
+TARGETS = choice(
+    "CPU", "NVGPU", "DSP", "ASCEND",
+    later=("NVGPU", "DSP", "ASCEND"),
+    advice={"KIRIN": "Its files run on phones only: leave target_device out, or take DSP."},
+)  # fmt: skip
+SMOOTH = "the reference reads it when it trains for Ascend, not when it quantizes afterwards"
+
+
 class FullQuantParam(Section):
     "Keys of `[full_quant_param]` (specification sheet, section 2.5)."
 
     title = "full_quant_param"
-    activation_quant_method: choice(
-        "MAX_MIN",
-        "KL",
-        "REMOVAL_OUTLIER",
-        aliases={"RemovalOutlier": "REMOVAL_OUTLIER"},
-        later=("KL", "REMOVAL_OUTLIER"),
-    ) = key("MAX_MIN", "how the range of an activation is chosen")
-    bias_correction: Boolean = key(
-        True, "take the mean error of the rounded weights back in the bias"
+    activation_quant_method: METHODS = key(
+        "MAX_MIN", "how the range of an activation is chosen; PERCENTILE and MSE are ours"
     )
+    percentile: between(50, 100) = key(
+        99.999, "percent of the values that PERCENTILE keeps", since="ptqlit"
+    )
+    bias_correction: Boolean = key(True, "take the mean error of the weights back in the bias")
     per_channel: Boolean = key(
         True, "one weight scale for each output channel; false: one for each layer", later=True
     )
-    target_device: choice("CPU", "NVGPU", "DSP", "ASCEND", later=("NVGPU", "DSP", "ASCEND")) = key(
-        "CPU", "the hardware the file is written for"
-    )
+    target_device: TARGETS = key("CPU", "the hardware the file is written for")
+    smooth_alpha: Number = key(0.5, "strength of SmoothQuant", since="-", idle=SMOOTH)
+    enable_smooth_shift: Boolean = key(False, "SmoothQuant with a shift", since="-", idle=SMOOTH)
+
+    def doubts(self) -> list[tuple[str, str]]:
+        "A percentile that nobody asks for."
+        unused = self.activation_quant_method != "PERCENTILE"
+        return [("percentile", "only PERCENTILE looks at it.")] if unused else []

@@ -5,130 +5,32 @@
 # %% ../../nbs/config/00_schema.ipynb #06535f2c
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Callable, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .kinds import Kind
 from ..errors import InputError, hint
 
 # %% auto #0
-__all__ = ['Boolean', 'Text', 'Vector', 'Names', 'PathMap', 'Kind', 'typed', 'to_integer', 'whole', 'to_number', 'to_boolean',
-           'choice', 'to_vector', 'to_names', 'to_map', 'key', 'Section', 'Entry', 'describe', 'read_section',
-           'first_error', 'shorten', 'default_text', 'to_text', 'key_rows', 'key_table', 'not_yet']
-
-# %% ../../nbs/config/00_schema.ipynb #137c5a39
-@dataclass(frozen=True)
-class Kind:
-    "What a type knows about itself, for tables and messages."
-
-    name: str  # as in a table: integer, boolean, ...
-    expected: str  # completes "expected ..."
-    range: str  # the legal values as a table prints them
-    words: tuple[str, ...] = ()  # legal words of an enumeration
-    later: tuple[str, ...] = ()  # words that are valid but whose machinery does not stand yet
-
-
-def typed(base: Any, convert: Callable[[str], Any], kind: Kind) -> Any:
-    "A pydantic type: `base`, read from text by `convert`, described by `kind`."
-
-    def read(value: Any) -> Any:
-        return convert(value) if isinstance(value, str) else value
-
-    return Annotated[base, BeforeValidator(read), kind]
-
-# %% ../../nbs/config/00_schema.ipynb #e72bd495
-def to_integer(text: str) -> int:
-    "An integer in decimal digits (specification sheet, section 2.1)."
-    if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}", text, re.ASCII):
-        raise ValueError("not an integer")
-    return int(text)
-
-
-def whole(lo: int, hi: int) -> Any:
-    "Integers from `lo` to `hi`, both ends included."
-    kind = Kind("integer", f"an integer from {lo} to {hi}", f"{lo}..{hi}")
-    return typed(Annotated[int, Field(ge=lo, le=hi)], to_integer, kind)
-
-# %% ../../nbs/config/00_schema.ipynb #41c21107
-def to_number(text: str) -> float:
-    "A floating point number as C's `strtod` reads it, without hexadecimal forms."
-    if "_" in text or text != text.rstrip():
-        raise ValueError("not a number")
-    return float(text)
-
-
-def to_boolean(text: str) -> bool:
-    "`true` or `false` in any case."
-    if text.lower() not in ("true", "false"):
-        raise ValueError("not a boolean")
-    return text.lower() == "true"
-
-
-Boolean = typed(bool, to_boolean, Kind("boolean", "true or false", "true, false"))
-Text = typed(str, str, Kind("text", "text", ""))
-
-# %% ../../nbs/config/00_schema.ipynb #a7fda9f6
-def choice(*words: str, aliases: dict[str, str] | None = None, later: tuple[str, ...] = ()) -> Any:
-    "One of `words`; `aliases` maps further accepted spellings to them; words in `later` cannot be used yet."
-    expected = "one of " + ", ".join(words) if len(words) > 1 else words[0]
-    kind = Kind("word", expected, ", ".join(words), words, later)
-    return typed(Literal[words], lambda text: (aliases or {}).get(text, text), kind)
-
-# %% ../../nbs/config/00_schema.ipynb #9cd2ace5
-def to_vector(text: str) -> tuple[float, ...]:
-    "`[a, b, ...]` with at least one number."
-    if not re.fullmatch(r"\[.+\]", text.strip()):
-        raise ValueError("not a vector")
-    pieces = text.strip()[1:-1].split(",")
-    if len(pieces) > 1 and not pieces[-1].strip():
-        pieces.pop()  # a trailing comma is dropped
-    return tuple(to_number(piece.strip()) for piece in pieces)
-
-
-def to_names(text: str) -> tuple[str, ...]:
-    "Names separated by commas; blanks around them and empty pieces are dropped."
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def to_map(text: str) -> tuple[tuple[str, str], ...]:
-    "`name:path,name:path`, split at the last colon of each item; single quotes around a path are dropped."
-    pairs = {}
-    for item in to_names(text):
-        name, colon, path = item.rpartition(":")
-        if not (colon and name and path.strip("' ")):
-            raise ValueError("not a map")
-        pairs[name.strip()] = path.strip("' ")
-    if not pairs:
-        raise ValueError("not a map")
-    return tuple(pairs.items())
-
-
-Vector = typed(
-    tuple[float, ...],
-    to_vector,
-    Kind("vector", "numbers in brackets such as [1, 2, 3]", "[a, b, ...]"),
-)
-Names = typed(tuple[str, ...], to_names, Kind("list", "names separated by commas", "name,name"))
-PathMap = typed(
-    tuple[tuple[str, str], ...],
-    to_map,
-    Kind("map", "input_name:folder, several separated by commas", "name:folder,..."),
-)
+__all__ = ['key', 'Section', 'Entry', 'Fault', 'shorten', 'unknown_key', 'describe', 'first_error', 'second_looks',
+           'read_section', 'complaint', 'show', 'key_row', 'key_rows', 'key_table', 'not_yet']
 
 # %% ../../nbs/config/00_schema.ipynb #1979a5dd
-def key(default: Any, meaning: str, since: str = "1.8", later: bool = False) -> Any:
+def key(
+    default: Any,
+    meaning: str,  # half a sentence, for tables and help
+    since: str = "r1.8",  # the release that documents it first
+    later: bool = False,  # other values than the default are refused by a conversion
+    idle: str = "",  # why it has no meaning for ONNX
+    modes: tuple[str, ...] = (),  # the quant_types that use it; empty for all
+) -> Any:
     "Declare one key of a section."
-    return Field(
-        default,
-        description=meaning,
-        validate_default=False,
-        json_schema_extra={"since": since, "later": later},
-    )
+    facts = {"since": since, "later": later, "idle": idle, "modes": modes}
+    return Field(default, description=meaning, validate_default=False, json_schema_extra=facts)
 
-
+# %% ../../nbs/config/00_schema.ipynb #2f970d6c
 class Section(BaseModel):
     "A section of the file: frozen, typed, and refusing unknown keys."
 
@@ -140,6 +42,15 @@ class Section(BaseModel):
         "What the key called `name` may hold."
         return next(m for m in cls.model_fields[name].metadata if isinstance(m, Kind))
 
+    @classmethod
+    def fact(cls, name: str, what: str) -> Any:
+        "What `key` noted about a key: since, later, idle or modes."
+        return cls.model_fields[name].json_schema_extra[what]
+
+    def doubts(self) -> list[tuple[str, str]]:
+        "Valid, but probably not meant: (key, sentence)."
+        return []
+
 # %% ../../nbs/config/00_schema.ipynb #f8991aa2
 @dataclass(frozen=True)
 class Entry:
@@ -150,92 +61,123 @@ class Entry:
     line: int  # counted from 1
 
 
+class Fault(ValueError):
+    "A rule across keys is broken: `name` is the key at fault."
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
+
+
+def shorten(text: str, width: int = 80) -> str:
+    "Long values are cut in messages, and made printable."
+    text = text[: width + 1]
+    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+# %% ../../nbs/config/00_schema.ipynb #9bd767e7
+def unknown_key(cls: type[Section], entry: Entry, source: str) -> InputError:
+    "The nearest names, or all of them."
+    known = list(cls.model_fields)
+    advice = hint(entry.key, known) or f" Its keys: {', '.join(known)}."
+    place = f"{source}:{entry.line}: [{cls.title}]"
+    return InputError(f'{place} has no key "{shorten(entry.key)}".{advice}')
+
+
 def describe(cls: type[Section], name: str, value: str) -> str:
-    "What was expected for a key, with the nearest word where the key takes words."
+    "What was expected for a key, with advice or the nearest word where the key takes words."
     kind = cls.kind(name)
-    return f"expected {kind.expected}." + hint(value, list(kind.words))
-
-
-def read_section(
-    cls: type[Section],  # which section
-    entries: list[
-        Entry
-    ],  # its keys, in the order of the file; of a repeated key the last one counts
-    source: str,  # the file's name, for messages
-) -> Section:
-    "The section as an object, or an InputError that names file, line, key, value and what was expected."
-    found = {entry.key: entry for entry in entries}
-    for entry in entries:
-        if entry.key not in cls.model_fields:
-            known = list(cls.model_fields)
-            raise InputError(
-                f'{source}:{entry.line}: [{cls.title}] has no key "{entry.key}".'
-                + (hint(entry.key, known) or f" Its keys: {', '.join(known)}.")
-            )
-    try:
-        return cls(**{name: entry.value for name, entry in found.items()})
-    except ValidationError as error:
-        raise first_error(cls, error, found, source) from None
+    advice = f" {kind.advice[value]}" if value in kind.advice else hint(value, list(kind.words))
+    return f"expected {kind.expected}.{advice}"
 
 
 def first_error(
     cls: type[Section], error: ValidationError, found: dict[str, Entry], source: str
 ) -> InputError:
     "The earliest line that pydantic rejected, in the house's words."
-    names = {str(e["loc"][0]): e for e in error.errors() if e["loc"]}
-    if not names:  # a rule across keys: its message begins with the key at fault
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        entry = found.get(re.split("[= ]", message)[0]) or next(iter(found.values()), None)
-        return InputError(f"{source}:{entry.line if entry else 1}: [{cls.title}] {message}")
-    entry = min((found[name] for name in names), key=lambda e: e.line)
+    broken = [found[str(e["loc"][0])] for e in error.errors() if e["loc"]]
+    if broken:
+        entry = min(broken, key=lambda e: e.line)
+        message = describe(cls, entry.key, entry.value)
+    else:  # a rule across keys
+        broken_rule = error.errors()[0]["ctx"]["error"]
+        entry, message = found.get(broken_rule.name), str(broken_rule)
+    if entry is None:  # the key at fault is not given at all
+        return InputError(f"{source}: [{cls.title}] {message}")
     place = f"{source}:{entry.line}: [{cls.title}] {entry.key}={shorten(entry.value)}"
-    return InputError(f"{place}: {describe(cls, entry.key, entry.value)}")
+    return InputError(f"{place}: {message}")
 
+# %% ../../nbs/config/00_schema.ipynb #5250cb03
+def second_looks(
+    section: Section, entries: list[Entry], found: dict[str, Entry], source: str
+) -> list[str]:
+    "Warnings about a section that was accepted, in the order of the lines."
+    cls, notes = type(section), []
+    for entry in entries:
+        if entry is not found[entry.key]:
+            line = found[entry.key].line
+            notes.append((entry, f"given again in line {line}, which counts."))
+        elif doubt := cls.kind(entry.key).doubt(entry.value):
+            notes.append((entry, doubt))
+        elif idle := cls.fact(entry.key, "idle"):
+            notes.append((entry, f"no meaning for ONNX: {idle}."))
+    notes += [(found[name], doubt) for name, doubt in section.doubts() if name in found]
+    return [
+        f"{source}:{entry.line}: [{cls.title}] {entry.key}={shorten(entry.value)}: {text}"
+        for entry, text in sorted(notes, key=lambda note: note[0].line)
+    ]
 
-def shorten(text: str, width: int = 80) -> str:
-    "Long values are cut in messages, and made printable."
-    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
-    return text if len(text) <= width else text[: width - 3] + "..."
+# %% ../../nbs/config/00_schema.ipynb #a63b7c06
+def read_section(
+    cls: type[Section],  # which section
+    entries: list[Entry],  # its keys, in the order of the file; of a repeated key the last counts
+    source: str,  # the file's name, for messages
+    warn: list[str] | None = None,  # warnings are appended here
+) -> Section:
+    "The section as an object, or an InputError: file, line, key, value and what was expected."
+    found = {entry.key: entry for entry in entries}
+    for entry in entries:
+        if entry.key not in cls.model_fields:
+            raise unknown_key(cls, entry, source)
+    try:
+        section = cls(**{name: entry.value for name, entry in found.items()})
+    except ValidationError as error:
+        raise first_error(cls, error, found, source) from None
+    if warn is not None:
+        warn += second_looks(section, entries, found, source)
+    return section
+
+# %% ../../nbs/config/00_schema.ipynb #fd69c322
+def complaint(cls: type[Section], text: str, source: str = "my.cfg") -> str:
+    "The error that a section gives for lines of `key=value`; empty if there is none."
+    lines = enumerate(text.splitlines(), 1)
+    entries = [Entry(*line.split("=", 1), number) for number, line in lines]
+    try:
+        read_section(cls, entries, source)
+    except InputError as error:
+        return str(error)
+    return ""
 
 # %% ../../nbs/config/00_schema.ipynb #947f15b8
-def default_text(value: Any) -> str:
-    "A default as the file would write it."
-    if value is None or value == ():
+def show(cls: type[Section], name: str, value: Any) -> str:
+    "A value as the file writes it; `none` for a key without default."
+    if value is None or value == () or value == "":
         return "none"
-    return to_text(value)
+    return cls.kind(name).show(value)
 
 
-def to_text(value: Any) -> str:
-    "A value as the file writes it: the inverse of reading."
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
-        return ",".join(f"{name}:{path}" for name, path in value)
-    if isinstance(value, tuple) and value and isinstance(value[0], float):
-        return "[" + ", ".join(to_text(number) for number in value) + "]"
-    if isinstance(value, tuple):
-        return ",".join(value)
-    if isinstance(value, float) and value == math.floor(value) and abs(value) < 1e15:
-        return str(int(value))
-    return str(value)
+def key_row(cls: type[Section], name: str) -> tuple[str, ...]:
+    "Key, type, default, range, meaning, since."
+    entry, kind = cls.model_fields[name], cls.kind(name)
+    idle = "; no meaning for ONNX" if cls.fact(name, "idle") else ""
+    default = show(cls, name, entry.default)
+    meaning = entry.description + idle
+    return name, kind.name, default, kind.range, meaning, cls.fact(name, "since")
 
 
 def key_rows(cls: type[Section]) -> list[tuple[str, ...]]:
-    "One row a key: key, type, default, range, meaning, since."
-    rows = []
-    for name, field in cls.model_fields.items():
-        kind = cls.kind(name)
-        rows.append(
-            (
-                name,
-                kind.name,
-                default_text(field.default),
-                kind.range,
-                field.description,
-                field.json_schema_extra["since"],
-            )
-        )
-    return rows
+    "One row a key."
+    return [key_row(cls, name) for name in cls.model_fields]
 
 
 def key_table(cls: type[Section]) -> str:
@@ -246,12 +188,13 @@ def key_table(cls: type[Section]) -> str:
     return "\n".join(lines)
 
 # %% ../../nbs/config/00_schema.ipynb #d73af463
-def not_yet(section: Section) -> list[str]:
-    "The `key=value` pairs of a section that are valid but cannot be carried out yet."
-    asked = []
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        waits = field.json_schema_extra["later"] and value != field.default
-        if waits or value in type(section).kind(name).later:
-            asked.append(f"{name}={to_text(value)}")
+def not_yet(section: Section, mode: str = "") -> list[str]:
+    "The keys of a section that ask for what cannot be done yet, in the given kind of quantization."
+    cls, asked = type(section), []
+    for name, entry in cls.model_fields.items():
+        value, modes = getattr(section, name), cls.fact(name, "modes")
+        if mode and modes and mode not in modes:
+            continue
+        if value in cls.kind(name).later or cls.fact(name, "later") and value != entry.default:
+            asked.append(name)
     return asked

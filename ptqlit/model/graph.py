@@ -12,57 +12,60 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from ..errors import MODEL_INVALID, InputError, hint
+from ..errors import MODEL_INVALID, OPERATOR_FAILED, InputError, hint
 
 # %% auto #0
-__all__ = ['ENDINGS', 'read_proto', 'check_proto', 'external_files', 'model_hash', 'load', 'name_nodes', 'weight_axis',
-           'attribute', 'constant', 'set_constant', 'only_user', 'foldable', 'fold_one', 'bypass', 'fold_batch_norm',
-           'scale_gemm', 'rank', 'bias_of', 'merge_matmul_add', 'mean_axes', 'pool_means', 'ends_here', 'on_one_pixel',
-           'last_conv_to_gemm', 'replace_node', 'Input', 'Graph', 'prepare', 'clean', 'drop_dropout', 'Layer',
-           'layer_of', 'spread', 'find_nodes']
+__all__ = ['OLDEST', 'WEIGHT_AXES', 'ENDINGS', 'read_proto', 'external_files', 'check_proto', 'model_hash', 'opset_of',
+           'raise_opset', 'load', 'name_nodes', 'attribute', 'constant', 'rank', 'only_user', 'weight_axis',
+           'tensor_names', 'free_name', 'set_constant', 'bypass', 'replace_node', 'spread', 'takes_factors',
+           'all_constant', 'foldable', 'folded_constants', 'fold_one', 'fold_batch_norm', 'scale_gemm', 'bias_of',
+           'gemm_parts', 'merge_matmul_add', 'mean_axes', 'means_pictures', 'pool_means', 'ends_here', 'on_one_pixel',
+           'last_conv_to_gemm', 'drop_dropout', 'keep_output_names', 'clean', 'Input', 'input_of', 'Graph', 'prepare',
+           'Layer', 'channel_count', 'input_channels_at', 'layer_of', 'find_nodes']
 
 # %% ../../nbs/model/00_graph.ipynb #10a4d0e9
 def read_proto(path: Path) -> onnx.ModelProto:
-    "Parse a file, without loading external data."
+    "Parse a file, without loading external data; InputError (MODEL_INVALID) for what is no model."
     try:
         proto = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot read the model: {error.strerror or error}.", MODEL_INVALID
-        ) from None
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot read the model: {reason}.", MODEL_INVALID) from None
     except Exception as error:  # protobuf raises classes of its own
-        raise InputError(
-            f"{path}: not an ONNX model ({type(error).__name__}: {error}).", MODEL_INVALID
-        ) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: not an ONNX model ({reason}).", MODEL_INVALID) from None
     if not proto.graph.output or not proto.opset_import:
-        raise InputError(
-            f"{path}: not an ONNX model: it has no graph outputs or no opset.", MODEL_INVALID
-        )
+        reason = "it has no graph outputs or no opset"
+        raise InputError(f"{path}: not an ONNX model: {reason}.", MODEL_INVALID)
     return proto
+
+# %% ../../nbs/model/00_graph.ipynb #b65b2480
+def external_files(proto: onnx.ModelProto) -> list[str]:
+    "Names of the files that hold tensors outside the message, sorted, relative to the model's folder."
+    tensors = (t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+    entries = (entry for tensor in tensors for entry in tensor.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location"})
 
 
 def check_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> None:
-    "Let onnx's checker judge the model, by path when there is one (so that external data is checked too)."
+    "Raise InputError (MODEL_INVALID) for a broken model; with its path, external data is checked too."
+    for file in external_files(proto):
+        if path is None or os.path.isabs(file) or ".." in Path(file).parts:
+            reason = f"external data outside the model's folder: {file}"
+            raise InputError(f"{name}: {reason}.", MODEL_INVALID)
     try:
         onnx.checker.check_model(str(path) if path else proto)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise InputError(f"{name}: the model is broken: {reason}", MODEL_INVALID) from None
 
-
-def external_files(proto: onnx.ModelProto) -> list[str]:
-    "Names of the files that hold tensors outside the message, sorted."
-    tensors = (t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
-    return sorted(
-        {entry.value for t in tensors for entry in t.external_data if entry.key == "location"}
-    )
-
 # %% ../../nbs/model/00_graph.ipynb #13357b9c
 def model_hash(proto: onnx.ModelProto, folder: Path | None = None) -> str:
-    "SHA-256 over the model's message and its external files."
+    "SHA-256 over the model's message and its external files in `folder`, as 64 hex digits."
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
     for name in external_files(proto):
         with open((folder or Path()) / name, "rb") as file:
@@ -70,57 +73,64 @@ def model_hash(proto: onnx.ModelProto, folder: Path | None = None) -> str:
                 digest.update(block)
     return digest.hexdigest()
 
+# %% ../../nbs/model/00_graph.ipynb #eae8ce43
+OLDEST = 13  # the opset from which there are scales per channel
 
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    "The version of the standard operators; 0 when the model imports none."
+    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def raise_opset(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    "The same model at opset 13 if its own is older; InputError (OPERATOR_FAILED) if that cannot be done."
+    old = opset_of(proto)
+    if not 0 < old < OLDEST:
+        return proto
+    copy = onnx.ModelProto.FromString(proto.SerializeToString())
+    copy.ir_version = max(copy.ir_version, 7)  # the file format that came with opset 13
+    try:
+        new = onnx.version_converter.convert_version(copy, OLDEST)
+        onnx.checker.check_model(new)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1].split("failed: ")[-1][:200]
+        text = f"{name}: cannot bring the model from opset {old} to {OLDEST}: {reason}."
+        raise InputError(text, OPERATOR_FAILED) from None
+    return new
+
+# %% ../../nbs/model/00_graph.ipynb #7a38e180
 def load(model: str | Path | onnx.ModelProto) -> tuple[ir.Model, str, str]:
-    "The model as onnx_ir sees it, its hash, and its name for messages."
+    "The checked model at opset 13 or above, its hash as it was given, and its name for messages."
     if isinstance(model, onnx.ModelProto):
         check_proto(model, "model", None)
-        return ir.from_proto(model), model_hash(model), "model"
+        return ir.from_proto(raise_opset(model, "model")), model_hash(model), "model"
     path = Path(model)
     if path.is_dir():
         raise InputError(f"{path}: a folder; expected an ONNX file.", MODEL_INVALID)
     proto = read_proto(path)
     check_proto(proto, str(path), path)
-    outside = [
-        name for name in external_files(proto) if os.path.isabs(name) or ".." in Path(name).parts
-    ]
-    if outside:
-        raise InputError(
-            f"{path}: external data outside the model's folder: {outside[0]}.", MODEL_INVALID
-        )
-    return ir.load(path), model_hash(proto, path.parent), str(path)
+    digest = model_hash(proto, path.parent)
+    if opset_of(proto) >= OLDEST:
+        return ir.external_data.load_to_model(ir.load(path)), digest, str(path)
+    return ir.from_proto(raise_opset(onnx.load(path), str(path))), digest, str(path)
 
 # %% ../../nbs/model/00_graph.ipynb #cded8043
 def name_nodes(model: ir.Model) -> None:
-    "Give every node a unique name: its own, or operator and position."
-    taken = {node.name for node in model.graph if node.name}
+    "Give every node, also inside branches and loops, a unique name: its own, or operator and position."
+    nodes = list(model.graph.all_nodes())
+    taken = {node.name for node in nodes if node.name}
     seen: set[str] = set()
-    for position, node in enumerate(model.graph):
-        if node.name and node.name not in seen:
-            seen.add(node.name)
-            continue
-        name = f"{node.name or node.op_type}_{position}"
-        while name in taken or name in seen:
-            name += "_"
-        node.name = name
-        seen.add(name)
+    for position, node in enumerate(nodes):
+        if not node.name or node.name in seen:
+            name = f"{node.name or node.op_type}_{position}"
+            while name in taken or name in seen:
+                name += "_"
+            node.name = name
+        seen.add(node.name)
 
 # %% ../../nbs/model/00_graph.ipynb #2c790ae4
-def weight_axis(node: ir.Node) -> int | None:
-    "The dimension of a layer's weight (input 1) that counts output channels; None for other operators."
-    if node.domain not in ("", "ai.onnx"):
-        return None
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    return -1 if node.op_type == "MatMul" else None
-
-
 def attribute(node: ir.Node, name: str, default):
-    "The value of an attribute, or its default."
+    "The value of an attribute, or `default` where the node does not have it."
     found = node.attributes.get(name)
     return default if found is None else found.value
 
@@ -132,77 +142,58 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return value.const_value.numpy()
 
 
-def set_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    "A new initializer with a name that is free."
-    while name in graph.initializers:
+def rank(value: ir.Value) -> int | None:
+    "Number of dimensions, if known."
+    return None if value.shape is None else len(value.shape)
+
+
+def only_user(value: ir.Value) -> ir.Node | None:
+    "The one node that reads a value, if there is one use, in the same graph, and the value is no graph output."
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    user = next(iter(uses)).node
+    return user if user.graph is value.graph else None  # and not inside a branch or loop
+
+# %% ../../nbs/model/00_graph.ipynb #a7654d08
+WEIGHT_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
+
+
+def weight_axis(node: ir.Node) -> int | None:
+    "The dimension of a layer's weight (input 1) that counts output channels; None for other operators."
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return WEIGHT_AXES.get(node.op_type)
+
+# %% ../../nbs/model/00_graph.ipynb #c7850779
+def tensor_names(graph: ir.Graph) -> set[str]:
+    "The names of all tensors of a graph, and of the branches and loops in it."
+    inside = {v.name for node in graph.all_nodes() for v in (*node.inputs, *node.outputs) if v}
+    return inside | {v.name for v in graph.inputs} | set(graph.initializers)
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    "The name, with underscores where it is taken; it is taken from now on."
+    while name in taken:
         name += "_"
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.tensor(np.asarray(array, order="C"), name=name),
-    )
+    taken.add(name)
+    return name
+
+
+def set_constant(
+    graph: ir.Graph, name: str, array: np.ndarray, taken: set[str] | None = None
+) -> ir.Value:  # fmt: skip
+    "A new initializer with a free name; `taken` are the names in use, when the caller knows them."
+    name = free_name(name, tensor_names(graph) if taken is None else taken)
+    data = ir.tensor(np.asarray(array, order="C"), name=name)
+    kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=data)
     graph.register_initializer(value)
     return value
 
-# %% ../../nbs/model/00_graph.ipynb #5209ab64
-def only_user(value: ir.Value) -> ir.Node | None:
-    "The one node that reads a value, if there is exactly one and the value is not a graph output."
-    users = {use.node for use in value.uses()}
-    return (
-        next(iter(users))
-        if len(users) == 1 and len(value.uses()) == 1 and not value.is_graph_output()
-        else None
-    )
-
-
-def foldable(norm: ir.Node) -> ir.Node | None:
-    "The layer that a BatchNormalization can disappear into."
-    layer = norm.inputs[0].producer() if norm.op_type == "BatchNormalization" else None
-    if layer is None or weight_axis(layer) is None or only_user(layer.outputs[0]) is not norm:
-        return None
-    if layer.op_type == "MatMul" or (
-        layer.op_type == "ConvTranspose" and attribute(layer, "group", 1) != 1
-    ):
-        return None
-    if layer.op_type == "Gemm" and (
-        attribute(layer, "alpha", 1.0),
-        attribute(layer, "beta", 1.0),
-    ) != (1.0, 1.0):
-        return None
-    known = [
-        constant(v) is not None
-        for v in (layer.inputs[1], *layer.inputs[2:3], *norm.inputs[1:5])
-        if v is not None
-    ]
-    plain = not attribute(norm, "training_mode", 0) and all(
-        o.uses() == () or not o.uses() for o in norm.outputs[1:]
-    )
-    return layer if all(known) and plain else None
-
-
-def fold_one(graph: ir.Graph, layer: ir.Node, norm: ir.Node) -> None:
-    "Replace a layer and its BatchNormalization by the layer with other constants (computed in float64)."
-    weight = constant(layer.inputs[1])
-    gamma, beta, mean, var = (constant(v).astype(np.float64) for v in norm.inputs[1:5])
-    bias = (
-        constant(layer.inputs[2])
-        if len(layer.inputs) > 2 and layer.inputs[2] is not None
-        else np.zeros(1)
-    )
-    gain = gamma / np.sqrt(var + attribute(norm, "epsilon", 1e-5))
-    shape = [1] * weight.ndim
-    shape[weight_axis(layer)] = -1
-    folded_weight = (weight * gain.reshape(shape)).astype(np.float32)
-    folded_bias = (gain * (np.broadcast_to(bias.ravel(), gain.shape) - mean) + beta).astype(
-        np.float32
-    )
-    layer.resize_inputs(3)
-    layer.replace_input_with(1, set_constant(graph, f"{layer.name}_folded_weight", folded_weight))
-    layer.replace_input_with(2, set_constant(graph, f"{layer.name}_folded_bias", folded_bias))
-    bypass(norm, layer.outputs[0])
-
-
+# %% ../../nbs/model/00_graph.ipynb #52344b3f
 def bypass(node: ir.Node, source: ir.Value) -> None:
     "Remove a node; `source` takes the name and the readers of its output."
     output, graph = node.outputs[0], node.graph
@@ -210,6 +201,78 @@ def bypass(node: ir.Node, source: ir.Value) -> None:
     output.replace_all_uses_with(source, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     source.name = name
+
+
+def replace_node(graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> None:
+    "Put nodes in the place of one; the last one's output takes over name, type, shape and readers."
+    output, last = node.outputs[0], new[-1].outputs[0]
+    graph.insert_before(node, new)
+    output.replace_all_uses_with(last, replace_graph_outputs=True)
+    last.name, last.shape, last.type = output.name, output.shape, output.type
+    graph.remove(node, safe=True)
+
+# %% ../../nbs/model/00_graph.ipynb #5209ab64
+def spread(bias: np.ndarray | None, channels: int) -> np.ndarray | None:
+    "A bias as float32 (channels,); None where there is none, or where it is not one value for each output channel."
+    if bias is None:
+        return None
+    if bias.size != 1 and bias.shape != (1,) * (bias.ndim - 1) + (channels,):
+        return None
+    return np.broadcast_to(bias.astype(np.float32).ravel(), (channels,)).copy()
+
+
+def takes_factors(layer: ir.Node) -> bool:
+    "Whether factors for the output channels can go into a layer's constants."
+    if layer.op_type == "Gemm":
+        return attribute(layer, "alpha", 1.0) == attribute(layer, "beta", 1.0) == 1.0
+    if layer.op_type == "ConvTranspose":
+        return attribute(layer, "group", 1) == 1
+    return layer.op_type == "Conv"
+
+
+def all_constant(values: list[ir.Value | None]) -> bool:
+    "Whether all values that are present are float32 constants."
+    arrays = [constant(value) for value in values if value is not None]
+    return all(array is not None and array.dtype == np.float32 for array in arrays)
+
+# %% ../../nbs/model/00_graph.ipynb #d645eb96
+def foldable(norm: ir.Node) -> ir.Node | None:
+    "The layer that a BatchNormalization can disappear into; None for other nodes, or where there is none."
+    if norm.op_type != "BatchNormalization" or attribute(norm, "training_mode", 0):
+        return None
+    if any(output.uses() or output.is_graph_output() for output in norm.outputs[1:]):
+        return None
+    layer = norm.inputs[0].producer()
+    if layer is None or not takes_factors(layer) or only_user(layer.outputs[0]) is not norm:
+        return None
+    if not all_constant([*layer.inputs[1:3], *norm.inputs[1:5]]):
+        return None
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    fits = bias is None or spread(bias, constant(norm.inputs[1]).size) is not None
+    return layer if fits else None
+
+# %% ../../nbs/model/00_graph.ipynb #4a8f0c12
+def folded_constants(layer: ir.Node, norm: ir.Node) -> tuple[np.ndarray, np.ndarray]:
+    "The float32 weight (shape of the layer's) and bias (channels,) that do the work of both nodes."
+    weight = constant(layer.inputs[1])
+    gamma, beta, mean, var = (constant(v).astype(np.float64) for v in norm.inputs[1:5])
+    gain = gamma / np.sqrt(var + attribute(norm, "epsilon", 1e-5))
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    bias = np.zeros(gain.shape) if bias is None else spread(bias, gain.size)
+    shape = [1] * weight.ndim
+    shape[weight_axis(layer)] = -1
+    folded_weight = weight * gain.reshape(shape)
+    folded_bias = gain * (bias - mean) + beta
+    return folded_weight.astype(np.float32), folded_bias.astype(np.float32)
+
+
+def fold_one(graph: ir.Graph, layer: ir.Node, norm: ir.Node) -> None:
+    "Replace a layer and its BatchNormalization by the layer with other constants."
+    weight, bias = folded_constants(layer, norm)
+    layer.resize_inputs(3)
+    layer.replace_input_with(1, set_constant(graph, f"{layer.name}_folded_weight", weight))
+    layer.replace_input_with(2, set_constant(graph, f"{layer.name}_folded_bias", bias))
+    bypass(norm, layer.outputs[0])
 
 # %% ../../nbs/model/00_graph.ipynb #9e3e4afe
 def fold_batch_norm(model: ir.Model) -> dict[str, str]:
@@ -224,96 +287,78 @@ def fold_batch_norm(model: ir.Model) -> dict[str, str]:
 
 # %% ../../nbs/model/00_graph.ipynb #4ac03796
 def scale_gemm(model: ir.Model) -> None:
-    "Move alpha and beta of Gemm nodes into their constants."
+    "Move alpha and beta of Gemm nodes into their constants, where these are constants."
     for node in list(model.graph):
-        alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
-        if node.op_type != "Gemm" or (alpha, beta) == (1.0, 1.0):
+        factors = [attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)]
+        if node.op_type != "Gemm" or factors == [1.0, 1.0] or not all_constant(node.inputs[1:]):
             continue
-        operands = [
-            constant(node.inputs[1]),
-            constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1, np.float32),
-        ]
-        if any(array is None for array in operands):
-            continue
-        for place, (array, factor) in enumerate(zip(operands, (alpha, beta)), 1):
-            if place < len(node.inputs):
-                scaled = set_constant(
-                    model.graph,
-                    f"{node.name}_scaled_{place}",
-                    (array * np.float32(factor)).astype(np.float32),
-                )
-                node.replace_input_with(place, scaled)
-        node.attributes["alpha"], node.attributes["beta"] = (
-            ir.AttrFloat32("alpha", 1.0),
-            ir.AttrFloat32("beta", 1.0),
-        )
+        for place, (value, factor) in enumerate(zip(node.inputs[1:], factors), 1):
+            if value is not None:
+                scaled = constant(value) * np.float32(factor)
+                name = f"{node.name}_scaled_{place}"
+                node.replace_input_with(place, set_constant(model.graph, name, scaled))
+        for name in ("alpha", "beta"):
+            node.attributes[name] = ir.AttrFloat32(name, 1.0)
 
-
-def rank(value: ir.Value) -> int | None:
-    "Number of dimensions, if known."
-    return None if value.shape is None else len(value.shape)
-
-
+# %% ../../nbs/model/00_graph.ipynb #3926859a
 def bias_of(add: ir.Node, product: ir.Value) -> ir.Value | None:
     "The constant vector that an Add puts onto a matrix product, if it is one value for each column."
     other = add.inputs[1] if add.inputs[0] is product else add.inputs[0]
-    array, width = constant(other), product.shape[-1] if product.shape is not None else None
-    return other if array is not None and array.ndim == 1 and array.shape[0] == width else None
+    array = constant(other)
+    if array is None or product.shape is None or array.shape != (product.shape[-1],):
+        return None
+    return other
+
+
+def gemm_parts(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    "The Add behind a MatMul of matrices and the bias it adds; None where they do not make a Gemm."
+    add = only_user(node.outputs[0]) if node.op_type == "MatMul" else None
+    if add is None or add.op_type != "Add" or not all_constant(node.inputs[1:]):
+        return None
+    if rank(node.inputs[0]) != 2 or rank(node.inputs[1]) != 2:
+        return None
+    bias = bias_of(add, node.outputs[0])
+    return None if bias is None else (add, bias)
 
 
 def merge_matmul_add(model: ir.Model) -> dict[str, str]:
-    "Turn MatMul + Add of a vector into a Gemm, for matrices; returns {Add: MatMul}."
+    "Turn MatMul + Add of a vector into a Gemm, for matrices; returns {name of the Add: name of the MatMul}."
     merged = {}
     for node in list(model.graph):
-        add = only_user(node.outputs[0]) if node.op_type == "MatMul" else None
-        if (
-            add is None
-            or add.op_type != "Add"
-            or rank(node.inputs[0]) != 2
-            or constant(node.inputs[1]) is None
-        ):
-            continue
-        bias = bias_of(add, node.outputs[0])
-        if bias is not None:
+        parts = gemm_parts(node)
+        if parts is not None:
+            add, bias = parts
             gemm = ir.Node("", "Gemm", [*node.inputs, bias], name=node.name)
-            model.graph.insert_before(node, gemm)
-            node.outputs[0].replace_all_uses_with(gemm.outputs[0])
-            gemm.outputs[0].name = node.outputs[0].name
-            model.graph.remove(node, safe=True)
+            replace_node(model.graph, node, [gemm])
             bypass(add, gemm.outputs[0])
             merged[add.name] = gemm.name
     return merged
 
 # %% ../../nbs/model/00_graph.ipynb #93ee7759
 def mean_axes(node: ir.Node) -> list[int]:
-    "The axes a ReduceMean runs over, wherever its opset keeps them."
+    "The axes a ReduceMean runs over, wherever its opset keeps them (an attribute up to 17, an input since 18)."
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         array = constant(node.inputs[1])
         return [] if array is None else [int(a) for a in array]
     return list(attribute(node, "axes", ()))
 
 
+def means_pictures(node: ir.Node) -> bool:
+    "Whether a node is the mean over height and width of float32 pictures (N, C, H, W)."
+    if node.op_type != "ReduceMean" or rank(node.inputs[0]) != 4:
+        return False
+    axes = sorted(axis % 4 for axis in mean_axes(node))
+    return node.inputs[0].dtype == ir.DataType.FLOAT and axes == [2, 3]
+
+# %% ../../nbs/model/00_graph.ipynb #a5ec2c5f
 def pool_means(model: ir.Model) -> None:
-    "Turn ReduceMean over height and width of (N, C, H, W) into GlobalAveragePool, with a Flatten where the axes vanish."
-    for node in list(model.graph):
-        if (
-            node.op_type != "ReduceMean"
-            or rank(node.inputs[0]) != 4
-            or sorted(a % 4 for a in mean_axes(node)) != [2, 3]
-        ):
-            continue
+    "Turn ReduceMean over height and width into GlobalAveragePool, with a Flatten where the axes vanish."
+    for node in filter(means_pictures, list(model.graph)):
         new = [ir.Node("", "GlobalAveragePool", [node.inputs[0]], name=node.name)]
         if not attribute(node, "keepdims", 1):
-            new.append(
-                ir.Node(
-                    "",
-                    "Flatten",
-                    [new[0].outputs[0]],
-                    [ir.AttrInt64("axis", 1)],
-                    name=f"{node.name}_flatten",
-                )
-            )
-            new[0].outputs[0].name = f"{node.outputs[0].name}_pooled"
+            pooled, axis = new[0].outputs[0], ir.AttrInt64("axis", 1)
+            pooled.name = f"{node.outputs[0].name}_pooled"
+            new.append(ir.Node("", "Flatten", [pooled], [axis], name=f"{node.name}_flatten"))
         replace_node(model.graph, node, new)
 
 # %% ../../nbs/model/00_graph.ipynb #4e6849cd
@@ -322,60 +367,78 @@ ENDINGS = ("Flatten", "Reshape", "Squeeze", "Softmax", "LogSoftmax")
 
 def ends_here(value: ir.Value) -> bool:
     "Whether nothing but moving and a Softmax lies between a tensor and the model's outputs."
-    return all(
-        use.node.op_type in ENDINGS and use.idx == 0 and all(map(ends_here, use.node.outputs))
-        for use in value.uses()
-    )
+    for use in value.uses():
+        if use.node.op_type not in ENDINGS or use.idx != 0:
+            return False
+        if not all(map(ends_here, use.node.outputs)):
+            return False
+    return True
 
 
 def on_one_pixel(node: ir.Node) -> bool:
-    "A 1x1 convolution without groups on an input of 1x1 pixels."
+    "A 1x1 convolution with a constant weight, without groups or padding, on a computed input of 1x1 pixels."
     weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
+    if weight is None or weight.shape[2:] != (1, 1) or constant(node.inputs[0]) is not None:
+        return False
+    if attribute(node, "group", 1) != 1 or any(attribute(node, "pads", ())):
+        return False
     shape = node.inputs[0].shape
-    plain = weight is not None and weight.shape[2:] == (1, 1) and attribute(node, "group", 1) == 1
-    return (
-        plain
-        and shape is not None
-        and len(shape) == 4
-        and shape[2] == shape[3] == 1
-        and not any(attribute(node, "pads", ()))
-    )
+    return shape is not None and len(shape) == 4 and shape[2] == shape[3] == 1
 
-
+# %% ../../nbs/model/00_graph.ipynb #66c338c0
 def last_conv_to_gemm(model: ir.Model) -> None:
     "Turn a 1x1 convolution on one pixel, with nothing but a Softmax behind it, into Flatten, Gemm, Unsqueeze."
-    for node in list(model.graph):
-        if (
-            not on_one_pixel(node)
-            or not ends_here(node.outputs[0])
-            or constant(node.inputs[0]) is not None
-        ):
+    graph = model.graph
+    for node in list(graph):
+        if not on_one_pixel(node) or not ends_here(node.outputs[0]):
             continue
-        weight = constant(node.inputs[1])
-        matrix = set_constant(model.graph, f"{node.name}_matrix", weight.reshape(weight.shape[:2]))
-        axes = set_constant(model.graph, f"{node.name}_axes", np.array([2, 3], np.int64))
-        flat = ir.Node(
-            "", "Flatten", [node.inputs[0]], [ir.AttrInt64("axis", 1)], name=f"{node.name}_flatten"
-        )
-        gemm = ir.Node(
-            "",
-            "Gemm",
-            [flat.outputs[0], matrix, *node.inputs[2:3]],
-            [ir.AttrInt64("transB", 1)],
-            name=node.name,
-        )
-        back = ir.Node("", "Unsqueeze", [gemm.outputs[0], axes], name=f"{node.name}_unsqueeze")
-        flat.outputs[0].name, gemm.outputs[0].name = f"{node.name}_flat", f"{node.name}_gemm"
-        replace_node(model.graph, node, [flat, gemm, back])
+        name, weight = node.name, constant(node.inputs[1])
+        matrix = set_constant(graph, f"{name}_matrix", weight.reshape(weight.shape[:2]))
+        axes = set_constant(graph, f"{name}_axes", np.array([2, 3], np.int64))
+        start, transposed = ir.AttrInt64("axis", 1), ir.AttrInt64("transB", 1)
+        flat = ir.Node("", "Flatten", [node.inputs[0]], [start], name=f"{name}_flatten")
+        operands = [flat.outputs[0], matrix, *node.inputs[2:3]]
+        gemm = ir.Node("", "Gemm", operands, [transposed], name=name)
+        back = ir.Node("", "Unsqueeze", [gemm.outputs[0], axes], name=f"{name}_unsqueeze")
+        flat.outputs[0].name, gemm.outputs[0].name = f"{name}_flat", f"{name}_gemm"
+        replace_node(graph, node, [flat, gemm, back])
+
+# %% ../../nbs/model/00_graph.ipynb #953a2531
+def drop_dropout(model: ir.Model) -> None:
+    "Dropout does nothing at inference: let its readers read its input."
+    for node in list(model.graph):
+        if node.op_type != "Dropout" or node.outputs[0].is_graph_output():
+            continue
+        training = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if training is None or not training.any():
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
 
 
-def replace_node(graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> None:
-    "Put nodes in the place of one; the last one's output takes over name, type, shape and readers."
-    output, last = node.outputs[0], new[-1].outputs[0]
-    graph.insert_before(node, new)
-    output.replace_all_uses_with(last, replace_graph_outputs=True)
-    last.name, last.shape, last.type = output.name, output.shape, output.type
-    graph.remove(node, safe=True)
+def keep_output_names(graph: ir.Graph, names: list[str]) -> None:
+    "Give every output that was merged with another tensor its name again, by an Identity."
+    for place, (value, name) in enumerate(zip(graph.outputs, names)):
+        if value.name != name:
+            node = ir.Node("", "Identity", [value])
+            made = node.outputs[0]
+            made.name, made.type, made.shape = name, value.type, value.shape
+            graph.append(node)
+            graph.outputs[place] = made
+
+
+def clean(model: ir.Model) -> None:
+    "Inline functions, fold constants, drop what computes nothing."
+    from onnxscript.optimizer import fold_constants
+
+    names = [value.name for value in model.graph.outputs]
+    passes.InlinePass()(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    drop_dropout(model)
+    fold_constants(model)
+    passes.IdentityEliminationPass()(model)
+    keep_output_names(model.graph, names)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.RemoveUnusedNodesPass()(model)
 
 # %% ../../nbs/model/00_graph.ipynb #f693aee9
 @dataclass(frozen=True)
@@ -394,6 +457,12 @@ class Input:
         return "NHWC" if self.shape[3] in (1, 3, 4) and self.shape[1] not in (1, 3, 4) else "NCHW"
 
 
+def input_of(value: ir.Value) -> Input:
+    "The description of a graph input."
+    shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    return Input(value.name, value.dtype.numpy(), shape)
+
+# %% ../../nbs/model/00_graph.ipynb #37f407c6
 @dataclass(frozen=True)
 class Graph:
     "A prepared float model. Treat it as read-only: writers work on a copy (`copy_model`)."
@@ -411,14 +480,7 @@ class Graph:
     @property
     def inputs(self) -> list[Input]:
         "What has to be fed."
-        return [
-            Input(
-                v.name,
-                v.dtype.numpy(),
-                tuple(d if isinstance(d, int) else d.value for d in v.shape),
-            )
-            for v in self.model.graph.inputs
-        ]
+        return [input_of(value) for value in self.model.graph.inputs]
 
     @property
     def values(self) -> dict[str, ir.Value]:
@@ -432,7 +494,7 @@ class Graph:
 
 # %% ../../nbs/model/00_graph.ipynb #494cde9f
 def prepare(model: str | Path | onnx.ModelProto) -> Graph:
-    "Load a model and bring it into the form that all rooms of the house work on."
+    "Load a model and bring it into the form that all rooms of the house work on; InputError for a broken one."
     loaded, digest, name = load(model)
     if not all(v.shape is not None and v.dtype is not None for v in loaded.graph.inputs):
         raise InputError(f"{name}: an input has no type or shape.", MODEL_INVALID)
@@ -449,34 +511,6 @@ def prepare(model: str | Path | onnx.ModelProto) -> Graph:
     passes.ShapeInferencePass()(loaded)
     return Graph(loaded, digest, name, absorbed)
 
-
-def clean(model: ir.Model) -> None:
-    "Inline functions, fold constants, drop what computes nothing."
-    from onnxscript.optimizer import fold_constants
-
-    passes.InlinePass()(model)
-    passes.RemoveInitializersFromInputsPass()(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    drop_dropout(model)
-    fold_constants(model)
-    passes.IdentityEliminationPass()(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.RemoveUnusedNodesPass()(model)
-
-
-def drop_dropout(model: ir.Model) -> None:
-    "Dropout does nothing at inference: let its readers read its input."
-    for node in list(model.graph):
-        training = (
-            constant(node.inputs[2]) if node.op_type == "Dropout" and len(node.inputs) > 2 else None
-        )
-        if (
-            node.op_type == "Dropout"
-            and not (training is not None and training.any())
-            and not node.outputs[0].is_graph_output()
-        ):
-            node.outputs[0].replace_all_uses_with(node.inputs[0])
-
 # %% ../../nbs/model/00_graph.ipynb #3332f4d4
 @dataclass(frozen=True)
 class Layer:
@@ -484,7 +518,7 @@ class Layer:
 
     node: ir.Node
     weight: np.ndarray  # as stored
-    bias: np.ndarray | None  # (output channels,), or None
+    bias: np.ndarray | None  # float32 (output channels,), or None
     axis: int  # dimension of the weight that counts output channels, >= 0
     input_axis: int  # dimension of the input that counts input channels
     group: int  # number of groups of a convolution, else 1
@@ -497,51 +531,45 @@ class Layer:
     @property
     def channels(self) -> int:
         "Number of output channels."
-        return self.weight.shape[self.axis] * (
-            self.group if self.node.op_type == "ConvTranspose" else 1
-        )
+        return channel_count(self.node, self.weight)
+
+# %% ../../nbs/model/00_graph.ipynb #02e30a81
+def channel_count(node: ir.Node, weight: np.ndarray) -> int:
+    "Number of output channels (a ConvTranspose stores those of one group only)."
+    groups = attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1
+    return weight.shape[weight_axis(node)] * groups
 
 
+def input_channels_at(node: ir.Node) -> int:
+    "The dimension of a layer's input that counts input channels."
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transA", 0) else 1
+    return -1 if node.op_type == "MatMul" else 1
+
+# %% ../../nbs/model/00_graph.ipynb #562e26cb
 def layer_of(node: ir.Node) -> Layer | None:
-    "The layer a node is, or None."
+    "The layer a node is; None without a constant float32 weight, or with a bias that is not one constant a channel."
     axis = weight_axis(node)
     weight = constant(node.inputs[1]) if axis is not None else None
-    if (
-        weight is None
-        or weight.dtype != np.float32
-        or weight.ndim < 2
-        or constant(node.inputs[0]) is not None
-    ):
+    if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
         return None
-    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
-    bias = constant(node.inputs[2]) if has_bias else None
-    if has_bias and bias is None:
+    if node.op_type == "MatMul" and weight.ndim != 2:  # a stack of matrices has no output channels
         return None
-    transposed = node.op_type == "Gemm" and attribute(node, "transA", 0)
-    input_axis = {"Conv": 1, "ConvTranspose": 1, "Gemm": 0 if transposed else 1}.get(
-        node.op_type, -1
-    )
+    if constant(node.inputs[0]) is not None:
+        return None
+    stored = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = spread(constant(stored), channel_count(node, weight))
+    if stored is not None and bias is None:
+        return None
     group = attribute(node, "group", 1) if "Conv" in node.op_type else 1
-    layer = Layer(node, weight, None, axis % weight.ndim, input_axis, group)
-    return Layer(node, weight, spread(bias, layer.channels), axis % weight.ndim, input_axis, group)
-
-
-def spread(bias: np.ndarray | None, channels: int) -> np.ndarray | None:
-    "A bias as one value for each output channel (Gemm allows shapes that broadcast to it)."
-    return (
-        None
-        if bias is None
-        else np.broadcast_to(bias.astype(np.float32).ravel(), (channels,)).copy()
-    )
+    return Layer(node, weight, bias, axis % weight.ndim, input_channels_at(node), group)
 
 # %% ../../nbs/model/00_graph.ipynb #e706b52e
 def find_nodes(graph: Graph, names: tuple[str, ...], where: str) -> set[str]:
-    "The nodes that go by `names`, vanished names included; a name that matches nothing is an error with the nearest ones."
-    known = {node.name for node in graph.nodes}
-    unknown = [name for name in names if name not in known and name not in graph.absorbed]
+    "The nodes that go by `names`, vanished names included; InputError, opened by `where`, for a name that matches nothing."
+    known = {node.name for node in graph.nodes} | set(graph.absorbed)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        valid = sorted(known | set(graph.absorbed))
-        raise InputError(
-            f'{where}: no node is called "{unknown[0]}".{hint(unknown[0], valid)} List the names with: ptqlit nodes {graph.name}'
-        )
+        text = f'{where}: no node is called "{unknown[0]}".{hint(unknown[0], sorted(known))}'
+        raise InputError(f"{text} List the names with: ptqlit nodes {graph.name}")
     return {graph.absorbed.get(name, name) for name in names}

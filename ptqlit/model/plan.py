@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from ..arithmetic.affine import Affine, NumberFormat
 from ..errors import FILE_FAILED, InputError
 
 # %% auto #0
-__all__ = ['FORMAT_VERSION', 'LARGE', 'NodePlan', 'TensorPlan', 'EdgePlan', 'Plan', 'encode', 'decode_array', 'decode',
-           'plan_text', 'write_whole', 'beside_gone', 'save_plan', 'load_plan']
+__all__ = ['FORMAT_VERSION', 'LARGE', 'NodePlan', 'EdgePlan', 'TensorPlan', 'Plan', 'encode_array', 'encode', 'decode_array',
+           'decode_tensor', 'decode', 'plan_text', 'write_whole', 'beside_gone', 'save_plan', 'read_json', 'load_plan']
 
 # %% ../../nbs/model/02_plan.ipynb #ca130125
 @dataclass(frozen=True)
@@ -27,11 +29,20 @@ class NodePlan:
 
     name: str
     operator: str
-    decision: str  # integer, pass-through or float
+    decision: str  # integer, absorbed, pass-through or float
     kernel: str  # the kernel that is expected to run; empty for float
     reason: str
 
 
+@dataclass(frozen=True)
+class EdgePlan:
+    "A QuantizeLinear and a DequantizeLinear on a tensor."
+
+    tensor: str
+    consumer: str = ""  # empty: one pair behind the producer, for all readers; else: for this one
+    shielded: bool = False  # a Max of one operand stands before Q: the producer shall stay float
+
+# %% ../../nbs/model/02_plan.ipynb #53f314fd
 @dataclass(frozen=True)
 class TensorPlan:
     "The numbers of one tensor."
@@ -46,24 +57,12 @@ class TensorPlan:
     method: str  # how the range was chosen
     reason: str  # what is special about it; empty for nothing
     node: str = ""  # weights, constants and biases: the node that reads them
-    values: np.ndarray | None = (
-        None  # biases, and weights that plain rounding does not give: the codes
-    )
+    values: np.ndarray | None = None  # the codes of biases, and of weights not rounded plainly
 
     @property
     def affine(self) -> Affine:
         "Scale and zero point together."
         return Affine(self.scale, self.zero_point)
-
-
-@dataclass(frozen=True)
-class EdgePlan:
-    "A QuantizeLinear and a DequantizeLinear on a tensor."
-
-    tensor: str
-    consumer: str = (
-        ""  # empty: one pair behind the producer, for all readers; else: for this reader only
-    )
 
 # %% ../../nbs/model/02_plan.ipynb #549d31b1
 FORMAT_VERSION = 1  # of the JSON
@@ -84,7 +83,7 @@ class Plan:
     version: int = FORMAT_VERSION
 
     def node(self, name: str) -> NodePlan:
-        "The plan of a node, by name."
+        "The plan of a node, by name; StopIteration when there is none."
         return next(n for n in self.nodes if n.name == name)
 
     def activation(self, name: str) -> TensorPlan | None:
@@ -103,25 +102,26 @@ class Plan:
 LARGE = 4096  # arrays with more elements go to the .npz file
 
 
-def encode(value, arrays: dict[str, np.ndarray]):
-    "A Plan, or a part of it, as what JSON can hold; large arrays are put into `arrays`."
-    if isinstance(value, np.ndarray):
-        if value.size <= LARGE:
-            return {
-                "dtype": value.dtype.name,
-                "shape": list(value.shape),
-                "values": value.ravel().tolist(),
-            }
+def encode_array(value: np.ndarray, arrays: dict[str, np.ndarray]) -> dict:
+    "An array as type, shape and values; a large one as a key, under which it is put into `arrays`."
+    if value.size > LARGE:
         name = f"array_{len(arrays)}"
         arrays[name] = value
         return {"npz": name}
+    return {"dtype": value.dtype.name, "shape": list(value.shape), "values": value.ravel().tolist()}
+
+
+def encode(value, arrays: dict[str, np.ndarray]):
+    "A Plan, or a part of it, as what JSON can hold; large arrays are put into `arrays`."
+    if isinstance(value, np.ndarray):
+        return encode_array(value, arrays)
     if dataclasses.is_dataclass(value):
         return {f.name: encode(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
     return [encode(item, arrays) for item in value] if isinstance(value, tuple) else value
 
-
-def decode_array(value, arrays) -> np.ndarray | None:
-    "The inverse of `encode` for arrays."
+# %% ../../nbs/model/02_plan.ipynb #11cac17e
+def decode_array(value: dict | None, arrays) -> np.ndarray | None:
+    "The inverse of `encode_array`; None for None."
     if value is None:
         return None
     if "npz" in value:
@@ -129,51 +129,38 @@ def decode_array(value, arrays) -> np.ndarray | None:
     return np.array(value["values"], dtype=value["dtype"]).reshape(value["shape"])
 
 
+def decode_tensor(data: dict, arrays) -> TensorPlan:
+    "The inverse of `encode` for the numbers of a tensor."
+    numbers = {name: decode_array(data[name], arrays) for name in ("scale", "zero_point", "values")}
+    shown = {"format": NumberFormat(**data["format"]), "range": tuple(data["range"])}
+    return TensorPlan(**(data | numbers | shown))
+
+
 def decode(data: dict, arrays) -> Plan:
-    "The inverse of `encode` for a whole Plan."
-    tensors = []
-    for t in data["tensors"]:
-        numbers = {
-            name: decode_array(t[name], arrays) for name in ("scale", "zero_point", "values")
-        }
-        tensors.append(
-            TensorPlan(
-                **{
-                    **t,
-                    **numbers,
-                    "format": NumberFormat(**t["format"]),
-                    "range": tuple(t["range"]),
-                }
-            )
-        )
-    nodes, edges = (
-        tuple(NodePlan(**n) for n in data["nodes"]),
-        tuple(EdgePlan(**e) for e in data["edges"]),
-    )
-    return Plan(
-        **{
-            **data,
-            "nodes": nodes,
-            "tensors": tuple(tensors),
-            "edges": edges,
-            "notes": tuple(data["notes"]),
-        }
-    )
+    "The inverse of `encode` for a whole Plan; KeyError, TypeError or ValueError for what is none."
+    parts = {
+        "nodes": tuple(NodePlan(**n) for n in data["nodes"]),
+        "tensors": tuple(decode_tensor(t, arrays) for t in data["tensors"]),
+        "edges": tuple(EdgePlan(**e) for e in data["edges"]),
+        "notes": tuple(data["notes"]),
+    }
+    return Plan(**(data | parts))
 
 # %% ../../nbs/model/02_plan.ipynb #0dca0f09
 def plan_text(plan: Plan, arrays: dict[str, np.ndarray] | None = None) -> str:
-    "The Plan as JSON: one line for each node, tensor and edge, so that two Plans can be compared line by line."
+    "The Plan as JSON, a line for each node, tensor and edge; large arrays are put into `arrays`."
     data = encode(plan, {} if arrays is None else arrays)
     parts = []
     for name, value in data.items():
-        lines = [json.dumps(item) for item in value] if isinstance(value, list) else None
-        text = "[\n    " + ",\n    ".join(lines) + "\n  ]" if lines else json.dumps(value)
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n    " + ",\n    ".join(map(json.dumps, value)) + "\n  ]"
         parts.append(f"  {json.dumps(name)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 # %% ../../nbs/model/02_plan.ipynb #d2eefbeb
 def write_whole(path: str | Path, data: bytes) -> Path:
-    "Write a file completely or not at all; a missing parent folder is made."
+    "Write a file completely or not at all, and make its folder; InputError (FILE_FAILED) if that fails."
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -196,11 +183,9 @@ def beside_gone(beside: Path) -> None:
     except OSError:
         pass  # the folder that refused the write may refuse this too
 
-
+# %% ../../nbs/model/02_plan.ipynb #c386024e
 def save_plan(plan: Plan, path: str | Path) -> Path:
     "Write the Plan as JSON, and its large arrays, if any, as .npz beside it."
-    import io
-
     path, arrays = Path(path), {}
     text = plan_text(plan, arrays)
     if arrays:
@@ -210,27 +195,29 @@ def save_plan(plan: Plan, path: str | Path) -> Path:
     return write_whole(path, text.encode())
 
 
-def load_plan(path: str | Path) -> Plan:
-    "Read a Plan that `save_plan` wrote or somebody edited."
-    path = Path(path)
+def read_json(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    "The data of a Plan's files: the JSON, and the large arrays if it names any."
+    keys: set[str] = set()  # of all objects of the text
     try:
-        data = json.loads(path.read_text("utf-8"))
-        arrays = (
-            dict(np.load(path.with_suffix(".npz"), allow_pickle=False))
-            if '"npz"' in json.dumps(data)
-            else {}
-        )
+        data = json.loads(path.read_text("utf-8"), object_hook=lambda item: keys.update(item) or item)
+        if "npz" not in keys:
+            return data, {}
+        return data, dict(np.load(path.with_suffix(".npz"), allow_pickle=False))
     except OSError as error:
-        raise InputError(
-            f"{error.filename}: cannot read the Plan: {error.strerror}.", FILE_FAILED
-        ) from None
-    except ValueError as error:
+        reason = f"cannot read the Plan: {error.strerror}"
+        raise InputError(f"{error.filename}: {reason}.", FILE_FAILED) from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a Plan: {error}.", FILE_FAILED) from None
+
+# %% ../../nbs/model/02_plan.ipynb #347c66c9
+def load_plan(path: str | Path) -> Plan:
+    "Read a Plan that `save_plan` wrote or somebody edited; InputError (FILE_FAILED) for what is none."
+    path = Path(path)
+    data, arrays = read_json(path)
     if not isinstance(data, dict) or data.get("version") != FORMAT_VERSION:
         raise InputError(f"{path}: not a Plan of version {FORMAT_VERSION}.", FILE_FAILED)
     try:
         return decode(data, arrays)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a Plan: {type(error).__name__}: {error}.", FILE_FAILED
-        ) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: not a Plan: {reason}.", FILE_FAILED) from None

@@ -18,14 +18,42 @@ import onnx_ir as ir
 import onnxruntime
 
 from ..errors import MODEL_INVALID, InputError
-from .graph import Graph, attribute, constant, only_user
+from .graph import Graph, constant, only_user
 
 # %% auto #0
-__all__ = ['Level', 'open_session', 'Kernel', 'kernels_of', 'output_names', 'plain_name', 'absorbs', 'activations',
-           'calibration_session', 'logits_model', 'run_batches', 'paired_latency', 'one_round']
+__all__ = ['Level', 'session_options', 'Session', 'open_session', 'output_names', 'plain_name', 'Kernel', 'rewritten',
+           'kernels_of', 'absorbs', 'watched', 'activations', 'calibration_session', 'logits_model', 'run_batches',
+           'paired_latency', 'one_round']
 
 # %% ../../nbs/model/01_runtime.ipynb #8ade1353
 Level = onnxruntime.GraphOptimizationLevel
+
+
+def session_options(
+    threads: int, level: Level, optimized: Path | None
+) -> onnxruntime.SessionOptions:  # fmt: skip
+    "The switches that the house sets; `optimized` is where the rewritten graph goes."
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = level
+    options.log_severity_level = 4  # errors come as exceptions, not as lines on stderr
+    options.enable_cpu_mem_arena = False
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    return options
+
+# %% ../../nbs/model/01_runtime.ipynb #3cd8e94d
+class Session(onnxruntime.InferenceSession):
+    "A session whose run raises InputError (MODEL_INVALID) where the model does not fit its data."
+
+    def run(self, output_names, input_feed, run_options=None):
+        "The outputs by name (None: all) for a feed {input name: array}."
+        try:
+            return super().run(output_names, input_feed, run_options)
+        except Exception as error:  # onnxruntime's classes share no base
+            text = f"onnxruntime cannot run the model: {str(error)[:300]}"
+            raise InputError(text, MODEL_INVALID) from None
 
 
 def open_session(
@@ -33,31 +61,34 @@ def open_session(
     threads: int = 1,  # intra-op threads
     level: Level = Level.ORT_ENABLE_ALL,  # how much the runtime may rewrite the graph
     optimized: Path | None = None,  # write the rewritten graph here
-) -> onnxruntime.InferenceSession:
-    "An onnxruntime session on the CPU."
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = level
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = (
-        False  # the arena keeps the peak of every sample; without it memory stays flat
-    )
-    if optimized:
-        options.optimized_model_filepath = str(optimized)
+) -> Session:
+    "An onnxruntime session on the CPU; InputError (MODEL_INVALID) when it cannot load the model."
+    options, name = session_options(threads, level, optimized), "model"
     if isinstance(model, ir.Model):
         model = ir.to_proto(model).SerializeToString()
+    if not isinstance(model, bytes):
+        model = name = str(model)
     try:
-        return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-    except Exception as error:  # onnxruntime's classes share no base
-        name = "model" if isinstance(model, bytes) else model
-        raise InputError(
-            f"{name}: onnxruntime cannot load the model: {str(error)[:300]}", MODEL_INVALID
-        ) from None
+        return Session(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        text = f"{name}: onnxruntime cannot load the model: {str(error)[:300]}"
+        raise InputError(text, MODEL_INVALID) from None
+
+# %% ../../nbs/model/01_runtime.ipynb #99f91eb4
+def output_names(model: str | Path | bytes) -> dict[str, str]:
+    "Tensor -> name of the node of the file that writes it."
+    if isinstance(model, bytes):
+        proto = onnx.load_from_string(model)
+    else:
+        proto = onnx.load(model, load_external_data=False)
+    return {output: node.name for node in proto.graph.node for output in node.output}
+
+
+def plain_name(name: str, makers: dict[str, str]) -> str:
+    "A kernel's name without what the runtime adds; `makers` are the nodes of the file by their outputs."
+    name = re.sub(r"(_token_\d+)+$", "", name)
+    tensor = name.removesuffix("_nchwc")
+    return makers.get(tensor, name) if tensor != name else name
 
 # %% ../../nbs/model/01_runtime.ipynb #98af8622
 @dataclass(frozen=True)
@@ -71,71 +102,53 @@ class Kernel:
     reads_floats: bool  # its first input comes out of a DequantizeLinear
 
 
-def kernels_of(model: str | Path | bytes) -> list[Kernel]:
-    "Load at full optimization and list what the runtime will run, under the names of the file's nodes."
+def rewritten(model: str | Path | bytes) -> onnx.GraphProto:
+    "The graph that the runtime ends with at full optimization."
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         open_session(model, optimized=optimized)
-        graph = onnx.load(optimized, load_external_data=False).graph
+        return onnx.load(optimized, load_external_data=False).graph
+
+
+def kernels_of(model: str | Path | bytes) -> list[Kernel]:
+    "What the runtime will run, in its order, under the names of the file's nodes."
+    graph, makers = rewritten(model), output_names(model)
     constants = {tensor.name for tensor in graph.initializer}
     floats = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
-    makers = output_names(model)
-    return [
-        Kernel(
-            plain_name(n.name, makers),
-            n.op_type,
-            n.domain,
-            n.op_type == "DequantizeLinear" and n.input[0] in constants,
-            n.input[0] in floats,
-        )
-        for n in graph.node
-        if n.input
-    ]
-
-
-def output_names(model: str | Path | bytes) -> dict[str, str]:
-    "Tensor -> name of the node of the file that writes it."
-    proto = (
-        onnx.load_from_string(model)
-        if isinstance(model, bytes)
-        else onnx.load(model, load_external_data=False)
-    )
-    return {output: node.name for node in proto.graph.node for output in node.output}
-
-
-def plain_name(name: str, makers: dict[str, str]) -> str:
-    "A kernel's name without what the runtime adds: `_token_N` when it fuses, `_nchwc` behind a tensor's name when it blocks floats."
-    name = re.sub(r"(_token_\d+)+$", "", name)
-    tensor = name.removesuffix("_nchwc")
-    return makers.get(tensor, name) if tensor != name else name
+    kernels = []
+    for node in (n for n in graph.node if n.input):
+        paid = node.op_type == "DequantizeLinear" and node.input[0] in constants
+        name, reads_floats = plain_name(node.name, makers), node.input[0] in floats
+        kernels.append(Kernel(name, node.op_type, node.domain, paid, reads_floats))
+    return kernels
 
 # %% ../../nbs/model/01_runtime.ipynb #18662fc9
 def absorbs(node: ir.Node) -> bool:
     "A Relu, or a Clip from 0: a uint8 output with zero point 0 clips at the same place by itself."
     if node.op_type == "Relu":
         return True
-    if node.op_type != "Clip":
+    low = constant(node.inputs[1]) if node.op_type == "Clip" and len(node.inputs) > 1 else None
+    return low is not None and low.item() == 0
+
+
+def watched(value: ir.Value) -> bool:
+    "Whether a tensor is a float32 activation that some backend could quantize."
+    if not value.name or value.dtype != ir.DataType.FLOAT:
         return False
-    low = constant(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "min", None)
-    return low is not None and np.asarray(low).item() == 0
+    reader, maker = only_user(value), value.producer()
+    if reader is None or not absorbs(reader):
+        return True
+    return maker is not None and absorbs(maker)  # the second of two Relus is not absorbed
 
 
 def activations(graph: Graph) -> list[str]:
     "Names of the float32 tensors to watch, in computing order; the model's inputs come first."
-    names = [v.name for v in graph.model.graph.inputs if v.dtype == ir.DataType.FLOAT]
-    for node in graph.nodes:
-        for value in node.outputs:
-            reader = only_user(value) if value.name else None
-            if (
-                value.name
-                and value.dtype == ir.DataType.FLOAT
-                and not (reader is not None and absorbs(reader))
-            ):
-                names.append(value.name)
-    return names
+    inputs = [v.name for v in graph.model.graph.inputs if v.dtype == ir.DataType.FLOAT]
+    outputs = (value for node in graph.nodes for value in node.outputs)
+    return inputs + [value.name for value in outputs if watched(value)]
 
 # %% ../../nbs/model/01_runtime.ipynb #acc94168
-def calibration_session(graph: Graph) -> tuple[onnxruntime.InferenceSession, list[str]]:
+def calibration_session(graph: Graph) -> tuple[Session, list[str]]:
     "The session that calibration uses, and the names of its outputs: the activations, without the model's inputs."
     model = graph.copy_model()
     values = {output.name: output for node in model.graph for output in node.outputs}
@@ -150,26 +163,23 @@ def logits_model(path: str | Path) -> bytes:
     proto = onnx.load(path)
     producers = {output: node for node in proto.graph.node for output in node.output}
     last = producers.get(proto.graph.output[0].name)
-    while last is not None and last.op_type in (
-        "QuantizeLinear",
-        "DequantizeLinear",
-    ):  # a quantized Softmax
-        last = producers.get(last.input[0])
+    while last is not None and last.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        last = producers.get(last.input[0])  # a quantized Softmax stands before its codes
     if last is not None and last.op_type in ("Softmax", "LogSoftmax"):
         proto.graph.output[0].name = last.input[0]
     return proto.SerializeToString()
 
 
 def run_batches(
-    session: onnxruntime.InferenceSession, batches: Iterable[dict[str, np.ndarray]]
-) -> np.ndarray:
+    session: Session, batches: Iterable[dict[str, np.ndarray]]
+) -> np.ndarray:  # fmt: skip
     "The first output over a stream of feeds, stacked."
     return np.concatenate([session.run(None, feed)[0] for feed in batches])
 
 # %% ../../nbs/model/01_runtime.ipynb #47b5526d
 def paired_latency(
-    first: onnxruntime.InferenceSession,  # the one whose time stands above the fraction
-    second: onnxruntime.InferenceSession,
+    first: Session,  # the one whose time stands above the fraction
+    second: Session,
     feed: dict[str, np.ndarray],  # the same input for both
     seconds: float = 2.0,  # how long to measure
     rounds: int = 3,  # the best (smallest) ratio of this many is returned
@@ -180,7 +190,7 @@ def paired_latency(
     return min(one_round(first, second, feed, seconds / rounds) for _ in range(rounds))
 
 
-def one_round(first, second, feed, seconds: float) -> float:
+def one_round(first: Session, second: Session, feed: dict, seconds: float) -> float:
     "The ratio of medians over alternating runs, at least 5 of each."
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds

@@ -17,7 +17,7 @@ from .full import layer_plans, raise_for_bias, weight_affine
 from ..statistics.observe import Statistics
 
 # %% auto #0
-__all__ = ['error_of_mean', 'rounded_error', 'corrected_bias', 'correct', 'merge_tensors']
+__all__ = ['error_of_mean', 'rounded_error', 'corrected_bias', 'corrected_plans', 'correct', 'merge_tensors']
 
 # %% ../../nbs/quantizers/01_bias_correction.ipynb #7e6a929a
 def error_of_mean(
@@ -26,9 +26,7 @@ def error_of_mean(
     mean: np.ndarray,  # mean of every input channel, float64 (input channels,)
 ) -> np.ndarray:
     "(W_q - W) E[x] for every output channel, float64."
-    error = np.moveaxis(
-        weight_error.astype(np.float64), layer.axis, 0
-    )  # (outputs of a group or all, inputs, *kernel)
+    error = np.moveaxis(weight_error.astype(np.float64), layer.axis, 0)  # (outputs, inputs, *kernel)
     kernel = tuple(range(2, error.ndim)) if "Conv" in layer.node.op_type else ()
     error = error.sum(axis=kernel)
     if layer.group == 1:
@@ -57,39 +55,32 @@ def corrected_bias(layer: Layer, s_x: np.ndarray, mean: np.ndarray, backend: Bac
     return bias - error_of_mean(layer, rounded_error(layer, raised, backend), mean)
 
 # %% ../../nbs/quantizers/01_bias_correction.ipynb #16a58e2e
+def corrected_plans(
+    layer: Layer, plan: Plan, statistics: Statistics, backend: Backend
+) -> list[TensorPlan]:  # fmt: skip
+    "Weight and bias of one integer layer, with the mean error of the weights taken back."
+    mean = statistics.tensors[layer.input.name].means[layer.input_axis].mean
+    s_x = plan.activation(layer.input.name).scale
+    weight, bias = layer_plans(layer, s_x, backend, corrected_bias(layer, s_x, mean, backend))
+    return [weight, replace(bias, reason="mean error of the weights taken back")]
+
+
 def correct(plan: Plan, graph: Graph, statistics: Statistics, backend: Backend) -> Plan:
     "The Plan with every integer layer's bias corrected."
-    activations = {t.name: t for t in plan.tensors if t.role == "activation"}
     fresh: dict[tuple[str, str], TensorPlan] = {}
     for layer in filter(None, map(layer_of, graph.nodes)):
-        if plan.node(layer.node.name).decision != INTEGER or layer.node.op_type == "MatMul":
-            continue
-        mean = statistics.tensors[layer.input.name].means[layer.input_axis].mean
-        s_x = activations[layer.input.name].scale
-        for tensor in layer_plans(layer, s_x, backend, corrected_bias(layer, s_x, mean, backend)):
-            reason = "; ".join(
-                filter(
-                    None,
-                    (
-                        "mean error of the weights taken back" if tensor.role == "bias" else "",
-                        tensor.reason,
-                    ),
-                )
-            )
-            fresh[tensor.node, tensor.role] = replace(tensor, reason=reason)
+        if plan.node(layer.node.name).decision == INTEGER and layer.node.op_type != "MatMul":
+            for tensor in corrected_plans(layer, plan, statistics, backend):
+                fresh[tensor.node, tensor.role] = tensor
     return replace(plan, tensors=merge_tensors(plan, fresh))
 
 
 def merge_tensors(plan: Plan, fresh: dict[tuple[str, str], TensorPlan]) -> tuple[TensorPlan, ...]:
-    "The tensors of a Plan with some replaced, and with biases added behind their weights."
+    "The tensors of a Plan with some replaced, and with new biases behind their weights."
     had_bias = {t.node for t in plan.tensors if t.role == "bias"}
     tensors = []
     for tensor in plan.tensors:
         tensors.append(fresh.get((tensor.node, tensor.role), tensor))
-        if (
-            tensor.role == "weight"
-            and tensor.node not in had_bias
-            and (tensor.node, "bias") in fresh
-        ):
-            tensors.append(fresh[tensor.node, "bias"])
+        if tensor.role == "weight" and tensor.node not in had_bias:
+            tensors += [fresh[key] for key in [(tensor.node, "bias")] if key in fresh]
     return tuple(tensors)

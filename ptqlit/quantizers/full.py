@@ -23,24 +23,23 @@ from ptqlit.backends.rules import (
 )
 from ..calibrators.max_min import Calibrator, Range
 from ..errors import MODEL_INVALID, InputError
-from ..model.graph import Graph, Layer, attribute, constant, layer_of, only_user
+from ..model.graph import Graph, Layer, constant, layer_of, only_user
 from ..model.plan import EdgePlan, NodePlan, Plan, TensorPlan
+from ..model.runtime import absorbs
 from ..statistics.observe import Statistics
 
 # %% auto #0
-__all__ = ['output_of', 'written', 'coded', 'below_bound', 'upper_bound', 'activation_plan', 'activation_plans', 'weight_affine',
-           'raise_for_bias', 'bias_plan', 'layer_plans', 'constant_plans', 'guard_plan', 'weight_plans', 'full_plan']
+__all__ = ['output_of', 'written', 'coded', 'below_bound', 'upper_bound', 'activation_plan', 'shared_plan', 'activation_plans',
+           'check_finite', 'weight_affine', 'raise_for_bias', 'bias_plan', 'layer_plans', 'constant_plans',
+           'reached_by_codes', 'movers_of', 'guard_plan', 'shielded', 'weight_plans', 'edge_plans', 'full_plan']
 
 # %% ../../nbs/quantizers/00_full.ipynb #78f67b5f
 def output_of(node: ir.Node, decisions: dict[str, NodePlan]) -> ir.Value:
     "The tensor an integer operator ends in: its output, or that of the Relu it absorbs."
     reader = only_user(node.outputs[0])
-    absorbed = (
-        reader is not None
-        and reader.name in decisions
-        and decisions[reader.name].decision == ABSORBED
-    )
-    return reader.outputs[0] if absorbed else node.outputs[0]
+    if reader is not None and decisions[reader.name].decision == ABSORBED:
+        return reader.outputs[0]
+    return node.outputs[0]
 
 
 def written(node: ir.Node, decisions: dict[str, NodePlan]) -> list[ir.Value]:
@@ -55,8 +54,8 @@ def written(node: ir.Node, decisions: dict[str, NodePlan]) -> list[ir.Value]:
 
 def coded(graph: Graph, decisions: dict[str, NodePlan]) -> dict[str, list[str]]:
     "Tensor that needs codes -> its readers that get them; an empty list stands for all readers."
-    tensors: dict[str, list[str]] = {}
     codes = {value.name for node in graph.nodes for value in written(node, decisions)}
+    tensors: dict[str, list[str]] = {}
     for node in graph.nodes:
         if decisions[node.name].decision in (INTEGER, PASS_THROUGH):
             for value in activation_inputs(node):
@@ -79,68 +78,64 @@ def below_bound(affine: Affine, qmax: int, bound: float) -> Affine:
 def upper_bound(value: ir.Value) -> float | None:
     "The bound of the Clip that writes a tensor, if it has one."
     node = value.producer()
-    if node is None or node.op_type != "Clip":
+    if node is None or node.op_type != "Clip" or len(node.inputs) < 3:
         return None
-    high = constant(node.inputs[2]) if len(node.inputs) > 2 else attribute(node, "max", None)
-    return None if high is None else float(np.asarray(high).item())
+    high = constant(node.inputs[2])
+    return None if high is None else float(high.item())
 
 
 def activation_plan(value: ir.Value, chosen: Range, method: str, backend: Backend) -> TensorPlan:
     "The numbers of one activation, from its range."
-    affine, bound = choose_affine(chosen.lo, chosen.hi, backend.activation), upper_bound(value)
+    fmt, limits = backend.activation, (float(chosen.lo), float(chosen.hi))
+    affine, bound = choose_affine(*limits, fmt), upper_bound(value)
     if bound is not None and bound > 0:
-        affine = below_bound(affine, backend.activation.qmax, bound)
-    reason = "; ".join(filter(None, (chosen.reason, range_note(chosen.lo, chosen.hi))))
-    limits = (float(chosen.lo), float(chosen.hi))
-    return TensorPlan(
-        value.name,
-        "activation",
-        backend.activation,
-        affine.scale,
-        affine.zero_point,
-        None,
-        limits,
-        method,
-        reason,
-    )
+        affine = below_bound(affine, fmt.qmax, bound)
+    reason = "; ".join(filter(None, (chosen.reason, range_note(*limits))))
+    role, scale, zero_point = "activation", affine.scale, affine.zero_point
+    return TensorPlan(value.name, role, fmt, scale, zero_point, None, limits, method, reason)
 
 # %% ../../nbs/quantizers/00_full.ipynb #f961ce18
+def shared_plan(source: TensorPlan, name: str, mover: str) -> TensorPlan:
+    "The numbers of a tensor that `mover` made by moving values of another."
+    reason = f"{mover} moves values: numbers of {source.name}"
+    return replace(source, name=name, method="shared", reason=reason)
+
+
 def activation_plans(
     graph: Graph, statistics: Statistics, backend: Backend, decisions: dict[str, NodePlan],
     method: str, calibrator: Calibrator,
 ) -> dict[str, TensorPlan]:  # fmt: skip
-    "The numbers of every activation with codes, in computing order."
+    "The numbers of every activation with codes, in computing order; `calibrator` has its options bound."
     wanted, plans = coded(graph, decisions), {}
     for name, value in graph.values.items():
-        maker = value.producer()
         if name not in wanted:
             continue
+        maker = value.producer()
         if maker is not None and decisions[maker.name].decision == PASS_THROUGH:
-            source = plans[maker.inputs[0].name]
-            plans[name] = replace(
-                source,
-                name=name,
-                method="shared",
-                reason=f"{maker.name} moves values: numbers of {source.name}",
-            )
+            plans[name] = shared_plan(plans[maker.inputs[0].name], name, maker.name)
         else:
-            chosen = calibrator(statistics.tensors[name].counts, backend.activation)
+            chosen = calibrator(statistics.tensors[name], backend.activation)
             plans[name] = activation_plan(value, chosen, method, backend)
     return plans
 
 # %% ../../nbs/quantizers/00_full.ipynb #ca171fd5
+def check_finite(node: str, name: str, array: np.ndarray) -> None:
+    "Raise InputError (MODEL_INVALID) for constants that are empty or hold NaN or infinite values."
+    if array.size == 0 or not np.isfinite(array).all():
+        text = f"{node}: the constant {name} is empty or holds NaN or infinite values."
+        raise InputError(text, MODEL_INVALID)
+
+
 def weight_affine(layer: Layer, backend: Backend) -> Affine:
-    "One scale for each output channel, from the largest weight."
+    "One scale for each output channel, from the largest weight; InputError for NaN or infinite constants."
+    for value in layer.node.inputs[1:3]:
+        if value is not None:
+            check_finite(layer.node.name, value.name, constant(value))
     others = tuple(a for a in range(layer.weight.ndim) if a != layer.axis)
     largest = np.abs(layer.weight).max(axis=others)
-    if not np.isfinite(largest).all():
-        raise InputError(
-            f"{layer.node.name}: the weight {layer.node.inputs[1].name} holds NaN or infinite values.",
-            MODEL_INVALID,
-        )
     return choose_affine(-largest, largest, backend.weight)
 
-
+# %% ../../nbs/quantizers/00_full.ipynb #81363942
 def raise_for_bias(affine: Affine, s_x: np.ndarray, bias: np.ndarray) -> Affine:
     "Weight scales large enough for the biases (float, per channel) to fit into int32."
     needed = np.abs(bias.astype(np.float64)) / (0.99 * float(s_x) * INT32.qmax)
@@ -150,152 +145,131 @@ def raise_for_bias(affine: Affine, s_x: np.ndarray, bias: np.ndarray) -> Affine:
 def bias_plan(layer: Layer, s_x: np.ndarray, s_w: np.ndarray, bias: np.ndarray) -> TensorPlan:
     "int32 biases at exactly float32(s_x * s_w), rounded half to even."
     scale = np.float32(s_x) * s_w.astype(np.float32)
-    values = np.clip(np.rint(bias.astype(np.float64) / scale), INT32.qmin, INT32.qmax).astype(
-        np.int32
-    )
-    name, limits = f"{layer.node.name}_bias", (float(bias.min()), float(bias.max()))
-    return TensorPlan(
-        name,
-        "bias",
-        INT32,
-        scale,
-        np.zeros(len(scale), np.int64),
-        0,
-        limits,
-        "s_x * s_w",
-        "",
-        layer.node.name,
-        values,
-    )
+    codes = np.rint(bias.astype(np.float64) / scale)
+    values = np.clip(codes, INT32.qmin, INT32.qmax).astype(np.int32)
+    node, limits = layer.node.name, (float(bias.min()), float(bias.max()))
+    numbers = (scale, np.zeros(len(scale), np.int64), 0, limits)
+    return TensorPlan(f"{node}_bias", "bias", INT32, *numbers, "s_x * s_w", "", node, values)
 
 # %% ../../nbs/quantizers/00_full.ipynb #9950fe8d
 def layer_plans(
     layer: Layer, s_x: np.ndarray, backend: Backend, bias: np.ndarray | None
-) -> list[TensorPlan]:
-    "Weight and bias of an integer layer; `bias` is the float bias to store (corrected or not)."
+) -> list[TensorPlan]:  # fmt: skip
+    "Weight and bias of an integer layer; `bias` is the float bias to store (corrected or not), per channel."
     plain = weight_affine(layer, backend)
     affine = plain if bias is None else raise_for_bias(plain, s_x, bias)
-    raised = np.flatnonzero(affine.scale != plain.scale)
-    reason = (
-        f"scale of {len(raised)} channels raised: their biases would leave int32"
-        if len(raised)
-        else ""
-    )
-    name, limits = layer.node.inputs[1].name, (float(layer.weight.min()), float(layer.weight.max()))
-    weight = TensorPlan(
-        name,
-        "weight",
-        backend.weight,
-        affine.scale,
-        affine.zero_point,
-        layer.axis,
-        limits,
-        "MAX_MIN",
-        reason,
-        layer.node.name,
-    )
+    raised, reason = np.count_nonzero(affine.scale != plain.scale), ""
+    if raised:
+        reason = f"scale of {raised} channels raised: their biases would leave int32"
+    name, node = layer.node.inputs[1].name, layer.node.name
+    fmt, limits = backend.weight, (float(layer.weight.min()), float(layer.weight.max()))
+    numbers = (affine.scale, affine.zero_point, layer.axis, limits)
+    weight = TensorPlan(name, "weight", fmt, *numbers, "MAX_MIN", reason, node)
     return [weight] if bias is None else [weight, bias_plan(layer, s_x, affine.scale, bias)]
 
 # %% ../../nbs/quantizers/00_full.ipynb #6d1dab97
 def constant_plans(node: ir.Node, backend: Backend) -> list[TensorPlan]:
-    "The constant float32 operands of a computing operator."
-    plans = []
+    "The constant float32 operands of a computing operator; InputError for NaN or infinite values."
+    plans, fmt = {}, backend.activation
     for value in node.inputs:
         array = constant(value)
-        if (
-            array is None
-            or value.dtype != ir.DataType.FLOAT
-            or any(p.name == value.name for p in plans)
-        ):
+        if array is None or value.dtype != ir.DataType.FLOAT:
             continue
-        if array.size == 0 or not np.isfinite(array).all():
-            raise InputError(
-                f"{node.name}: the constant {value.name} is empty or holds NaN or infinite values.",
-                MODEL_INVALID,
-            )
-        lo, hi = float(array.min()), float(array.max())
-        affine = choose_affine(lo, hi, backend.activation)
-        plans.append(
-            TensorPlan(
-                value.name,
-                "constant",
-                backend.activation,
-                affine.scale,
-                affine.zero_point,
-                None,
-                (lo, hi),
-                "MAX_MIN",
-                range_note(lo, hi),
-                node.name,
-            )
-        )
-    return plans
+        check_finite(node.name, value.name, array)
+        limits = float(array.min()), float(array.max())
+        affine, note = choose_affine(*limits, fmt), range_note(*limits)
+        numbers = (affine.scale, affine.zero_point, None, limits, "MAX_MIN")
+        plans[value.name] = TensorPlan(value.name, "constant", fmt, *numbers, note, node.name)
+    return list(plans.values())
+
+# %% ../../nbs/quantizers/00_full.ipynb #5c08d699
+def reached_by_codes(value: ir.Value, edges: dict[str, list[str]], movers: set[str]) -> bool:
+    "Whether a DequantizeLinear stands on a tensor for all readers, or before operators that only move it."
+    if edges.get(value.name) == []:
+        return True
+    maker = value.producer()
+    if maker is None or maker.op_type not in movers or maker.inputs[0] is None:
+        return False
+    return reached_by_codes(maker.inputs[0], edges, movers)
 
 
+def movers_of(backend: Backend) -> set[str]:
+    "The operators of a backend that only move values."
+    return {rule.operator for rule in backend.rules if rule.role == PASS_THROUGH}
+
+# %% ../../nbs/quantizers/00_full.ipynb #73b32b63
 def guard_plan(layer: Layer) -> TensorPlan:
     "The bias of a layer that stays float between codes, in int32 steps so fine that nothing is lost."
+    node = layer.node.name
     bias = np.zeros(layer.channels, np.float32) if layer.bias is None else layer.bias
+    check_finite(node, f"{node}_bias", bias)
     largest = float(np.abs(bias).max())
-    scale = np.asarray(max(largest / 2.0**30, 1e-30) if largest else 1.0, np.float32)
+    scale = np.float32(max(largest / 2.0**30, 1e-30) if largest else 1.0)
     values = np.rint(bias / np.float64(scale)).astype(np.int32)
-    reason = "keeps the runtime from quantizing this float layer by itself"
     limits = (float(bias.min()), float(bias.max()))
-    return TensorPlan(
-        f"{layer.node.name}_bias",
-        "bias",
-        INT32,
-        scale,
-        np.asarray(0, np.int64),
-        None,
-        limits,
-        "guard",
-        reason,
-        layer.node.name,
-        values,
-    )
+    numbers = (np.asarray(scale), np.asarray(0, np.int64), None, limits)
+    reason = "keeps the runtime from quantizing this float layer by itself"
+    return TensorPlan(f"{node}_bias", "bias", INT32, *numbers, "guard", reason, node, values)
+
+# %% ../../nbs/quantizers/00_full.ipynb #d5448c9d
+def shielded(
+    value: ir.Value, decisions: dict[str, NodePlan], edges: dict[str, list[str]], backend: Backend
+) -> bool:  # fmt: skip
+    "Whether a tensor comes from a float operator that the runtime would make integer, if codes followed it."
+    maker, movers = value.producer(), movers_of(backend)
+    while maker is not None and decisions[maker.name].decision == FLOAT:
+        if not absorbs(maker) and maker.op_type not in movers:
+            break
+        maker = maker.inputs[0].producer()  # what moves or clips is looked through
+    if maker is None or decisions[maker.name].decision != FLOAT:
+        return False
+    if not backend.rows(maker.op_type) or layer_of(maker) is not None:
+        return False
+    return all(reached_by_codes(v, edges, movers) for v in activation_inputs(maker))
 
 # %% ../../nbs/quantizers/00_full.ipynb #77d2dfc0
 def weight_plans(
-    graph: Graph,
-    backend: Backend,
-    decisions: dict[str, NodePlan],
-    activations: dict[str, TensorPlan],
-    edges: dict[str, list[str]],
-) -> list[TensorPlan]:
+    graph: Graph, backend: Backend, decisions: dict[str, NodePlan],
+    activations: dict[str, TensorPlan], edges: dict[str, list[str]],
+) -> list[TensorPlan]:  # fmt: skip
     "Weights, biases and constants of every node that needs them, in computing order."
-    plans: list[TensorPlan] = []
+    plans, movers = [], movers_of(backend)
     for node in graph.nodes:
         layer, decision = layer_of(node), decisions[node.name].decision
         if decision == INTEGER and layer is not None:
             plans += layer_plans(layer, activations[layer.input.name].scale, backend, layer.bias)
         elif decision == INTEGER:
             plans += constant_plans(node, backend)
-        elif (
-            decision == FLOAT
-            and layer is not None
-            and node.op_type != "MatMul"
-            and edges.get(layer.input.name) == []
-        ):
-            plans.append(guard_plan(layer))
+        elif decision == FLOAT and layer is not None and node.op_type != "MatMul":
+            if reached_by_codes(layer.input, edges, movers):
+                plans.append(guard_plan(layer))
     return plans
 
 
+def edge_plans(
+    graph: Graph, decisions: dict[str, NodePlan], edges: dict[str, list[str]], backend: Backend
+) -> tuple[EdgePlan, ...]:  # fmt: skip
+    "Where Q and DQ stand, in computing order."
+    plans = []
+    for name, value in graph.values.items():
+        for reader in (edges[name] or [""]) if name in edges else []:
+            plans.append(EdgePlan(name, reader, shielded(value, decisions, edges, backend)))
+    return tuple(plans)
+
+# %% ../../nbs/quantizers/00_full.ipynb #2b54f8bb
 def full_plan(
     graph: Graph, statistics: Statistics, backend: Backend, method: str, calibrator: Calibrator,
     skipped: set[str] = frozenset(), config: str = "",
 ) -> Plan:  # fmt: skip
-    "Decide everything about a full quantization, without bias correction."
+    "Decide everything about a full quantization, without bias correction; InputError for NaN constants."
     nodes = decide(graph, backend, skipped)
     decisions = {plan.name: plan for plan in nodes}
     edges = coded(graph, decisions)
     activations = activation_plans(graph, statistics, backend, decisions, method, calibrator)
     tensors = [*activations.values(), *weight_plans(graph, backend, decisions, activations, edges)]
-    pairs = tuple(
-        EdgePlan(name, reader) for name in activations for reader in (edges[name] or [""])
-    )
-    notes = tuple(
-        f"{name}: merged into the operator before it; to keep that one in float, name it"
-        for name in sorted(skipped)
-        if decisions[name].decision == ABSORBED
-    )
-    return Plan(graph.hash, backend.name, "FULL_QUANT", config, nodes, tuple(tensors), pairs, notes)
+    pairs = edge_plans(graph, decisions, edges, backend)
+    merged = sorted(name for name in skipped if decisions[name].decision == ABSORBED)
+    text = "merged into the operator before it; to keep that one in float, name it"
+    notes = (f"{name}: {text}" for name in merged)
+    head = (graph.hash, backend.name, "FULL_QUANT", config)
+    return Plan(*head, nodes, tuple(tensors), pairs, tuple(notes))

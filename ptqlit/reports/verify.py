@@ -30,20 +30,16 @@ class VerifyRow:
 
 
 def by_name(kernels: list[Kernel]) -> dict[str, Kernel]:
-    "Kernels by the name of the node they were made from."
-    return {
-        k.name: k
-        for k in reversed(kernels)
-        if k.op_type not in ("QuantizeLinear", "DequantizeLinear")
-    }
+    "Kernels by the name of the node they were made from, conversions left out."
+    conversions = ("QuantizeLinear", "DequantizeLinear")
+    return {k.name: k for k in reversed(kernels) if k.op_type not in conversions}
 
 # %% ../../nbs/reports/00_verify.ipynb #1b0e4db0
 def granted(plan: NodePlan, kernel: Kernel | None) -> bool:
-    "Whether the runtime does what the Plan says for one node."
+    "Whether the runtime does what the Plan says for one node; `kernel` is None when nothing of its name runs."
     if plan.decision == INTEGER:
-        return kernel is not None and kernel.op_type.removeprefix(
-            "Nhwc"
-        ) == plan.kernel.removesuffix(FLOATS)
+        wanted = plan.kernel.removesuffix(FLOATS)
+        return kernel is not None and kernel.op_type.removeprefix("Nhwc") == wanted
     if plan.decision == ABSORBED:
         return kernel is None
     return plan.decision == FLOAT or kernel is None or not kernel.reads_floats
@@ -57,22 +53,15 @@ def explain(plan: NodePlan, kernel: Kernel | None) -> str:
         return "not redundant: the codes behind it reach beyond its bounds"
     if plan.decision == PASS_THROUGH:
         return "works on floats: its two sides do not share scale and zero point"
-    return f"runs as {kernel.op_type} on floats: the group around it has no integer kernel (a missing pair, a type, a bias or an activation that stays)"
+    what = "a missing pair, a type, a bias or an activation that stays"
+    return f"runs as {kernel.op_type} on floats: the group around it has no integer kernel ({what})"
 
 
 def verify_row(plan: NodePlan, kernel: Kernel | None) -> VerifyRow:
     "One row of the table."
-    ok = granted(plan, kernel)
-    found = kernel.op_type if kernel else ""
-    return VerifyRow(
-        plan.name,
-        plan.operator,
-        plan.decision,
-        plan.kernel,
-        found,
-        ok,
-        plan.reason if ok else explain(plan, kernel),
-    )
+    ok, found = granted(plan, kernel), kernel.op_type if kernel else ""
+    reason = plan.reason if ok else explain(plan, kernel)
+    return VerifyRow(plan.name, plan.operator, plan.decision, plan.kernel, found, ok, reason)
 
 # %% ../../nbs/reports/00_verify.ipynb #11345778
 @dataclass(frozen=True)
@@ -104,20 +93,13 @@ class VerifyTable:
     def __str__(self) -> str:
         "A summary, and a line for each node that is not integer."
         lines = [f"{self.found} of {self.planned} planned integer kernels run as such"]
-        lines += [
-            f"  not as planned: {row.name} ({row.operator}): {row.reason}" for row in self.problems
-        ]
-        return "\n".join(
-            lines
-            + [
-                f"  float: {row.name} ({row.operator}): {row.reason}"
-                for row in self.float_rows
-                if row.as_planned
-            ]
-        )
+        floats = [row for row in self.float_rows if row.as_planned]
+        for word, rows in (("not as planned", self.problems), ("float", floats)):
+            lines += [f"  {word}: {row.name} ({row.operator}): {row.reason}" for row in rows]
+        return "\n".join(lines)
 
-
+# %% ../../nbs/reports/00_verify.ipynb #15daf106
 def verify(model: str | Path | bytes, plan: Plan) -> VerifyTable:
-    "Load a written file at full optimization and compare the kernels with the Plan."
+    "Load a written file at full optimization and compare the kernels with the Plan; InputError if it does not load."
     kernels = by_name(kernels_of(model))
     return VerifyTable(tuple(verify_row(node, kernels.get(node.name)) for node in plan.nodes))

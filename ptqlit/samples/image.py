@@ -17,8 +17,8 @@ from ..model.graph import Graph, Input
 from .stream import Recipes, Sample, check_sample, files_of, fix_shapes
 
 # %% auto #0
-__all__ = ['METHODS', 'decode', 'truncated', 'to_colour', 'normalize', 'resize', 'center_crop', 'preprocess', 'to_layout',
-           'read_image', 'image_samples']
+__all__ = ['silent', 'METHODS', 'decode', 'truncated', 'to_colour', 'normalize', 'resize', 'center_crop', 'preprocess',
+           'to_layout', 'read_image', 'image_samples']
 
 # %% ../../nbs/samples/01_image.ipynb #8baf0ca7
 def decode(path: Path) -> np.ndarray:
@@ -61,6 +61,9 @@ def normalize(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
     ).astype(np.float32)
 
 # %% ../../nbs/samples/01_image.ipynb #a6730a16
+silent = cv2.utils.logging.LOG_LEVEL_SILENT
+cv2.utils.logging.setLogLevel(silent)  # our error says it, with the name of the file
+
 METHODS = {"LINEAR": cv2.INTER_LINEAR, "NEAREST": cv2.INTER_NEAREST, "CUBIC": cv2.INTER_CUBIC}
 
 
@@ -104,9 +107,15 @@ def read_image(path: Path, wanted: Input, data: DataPreprocessParam) -> np.ndarr
     "One file as the array of one model input."
     image = decode(path)
     try:
-        return to_layout(preprocess(image, data), wanted.layout).astype(wanted.dtype, copy=False)
+        pixels = preprocess(image, data)
     except ValueError as error:
         raise InputError(f"{path}: [{data.title}] center_crop: {error}.") from None
+    if not np.isfinite(pixels).all():
+        std = list(data.normalize_std)
+        raise InputError(
+            f"{path}: [{data.title}] normalize_std={std}: the pixels overflow; expected larger values."
+        )
+    return to_layout(pixels, wanted.layout).astype(wanted.dtype, copy=False)
 
 
 def image_samples(

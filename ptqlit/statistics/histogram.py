@@ -14,7 +14,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['SIDE', 'BITS', 'SMALLEST_K', 'BLOCK', 'needed_k', 'bins_of', 'grow', 'Counts', 'count_numpy', 'scan_block',
            'bin_index', 'count_block', 'grow_counters', 'count_kernel', 'count_numba', 'Histogram', 'merge_counts',
-           'occupied']
+           'bin_of_place', 'value_at', 'occupied']
 
 # %% ../../nbs/statistics/00_histogram.ipynb #55103d1c
 SIDE = 4096  # bins on each side of zero
@@ -139,8 +139,9 @@ def grow_counters(counters, steps):
 
 # %% ../../nbs/statistics/00_histogram.ipynb #f6054e65
 @numba.njit(nogil=True, cache=True)
-def count_kernel(x, k, counters):
+def count_kernel(x, counters):
     "Count a flat array; returns k, lo, hi, zeros, nans, infinities."
+    k = SMALLEST_K
     lo, hi = np.float32(np.inf), np.float32(-np.inf)
     zeros = nans = infinities = 0
     for start in range(0, x.size, BLOCK):
@@ -154,19 +155,20 @@ def count_kernel(x, k, counters):
             largest = max(-block_lo, block_hi)
             if largest > 0 and math.frexp(largest)[1] > k:
                 new_k = math.frexp(largest)[1]
-                grow_counters(counters, new_k - k)
+                if start > 0:  # before the first block there is nothing to add up
+                    grow_counters(counters, new_k - k)
                 k = new_k
             count_block(
                 block, np.float32(2.0 ** (BITS - k)), block_nans + block_infinities > 0, counters
             )
     return k, lo, hi, zeros, nans, infinities
 
-
-def count_numba(x: np.ndarray, k: int = SMALLEST_K) -> Counts:
-    "Count the float32 values of one array, starting from a range that is already known to be needed."
+# %% ../../nbs/statistics/00_histogram.ipynb #90ce9732
+def count_numba(x: np.ndarray) -> Counts:
+    "Count the float32 values of one array."
     counters = np.zeros((4, 2 * SIDE), np.uint32)
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-    k, lo, hi, zeros, nans, infinities = count_kernel(flat, k, counters)
+    k, lo, hi, zeros, nans, infinities = count_kernel(flat, counters)
     return Counts(
         k,
         counters.sum(0, dtype=np.int64),
@@ -186,7 +188,7 @@ class Histogram:
 
     def update(self, x: np.ndarray) -> Counts:
         "Add one array; returns the counts of this array alone."
-        counts = count_numba(x, self.counts.k)
+        counts = count_numba(x)
         self.counts = merge_counts(self.counts, counts)
         return counts
 
@@ -209,6 +211,27 @@ def merge_counts(a: Counts, b: Counts) -> Counts:
         a.nans + b.nans,
         a.infinities + b.infinities,
     )
+
+# %% ../../nbs/statistics/00_histogram.ipynb #7b7116d7
+@numba.njit(nogil=True, cache=True)
+def bin_of_place(bins, place):
+    "Index of the bin that holds the value at `place` of the sorted values."
+    seen = 0
+    for index in range(bins.size):
+        seen += bins[index]
+        if seen > place:
+            return index
+    return bins.size - 1
+
+
+def value_at(
+    counts: Counts,  # of at least one finite value
+    place: int,  # 0 .. total - 1, in ascending order
+    upper: bool = False,  # the right edge of the bin instead of the left one
+) -> float:
+    "The value at a place of the sorted values, to within one bin."
+    edge = (int(bin_of_place(counts.bins, place)) - SIDE + upper) * 2.0 ** (counts.k - BITS)
+    return min(max(edge, counts.lo), counts.hi)
 
 # %% ../../nbs/statistics/00_histogram.ipynb #2e708d13
 def occupied(counts: Counts) -> tuple[np.ndarray, np.ndarray]:

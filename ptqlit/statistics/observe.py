@@ -15,11 +15,22 @@ import numpy as np
 from ..model.graph import Graph, layer_of
 from ..model.runtime import activations, calibration_session
 from ..samples.stream import Samples, shared
-from .histogram import Counts, Histogram
-from .moments import ChannelMeans
+from .histogram import Counts, Histogram, value_at
+from .moments import ChannelMeans, ExactSum
 
 # %% auto #0
-__all__ = ['TensorStatistics', 'Statistics', 'channel_axes', 'empty_statistics', 'observe', 'odd_tensors']
+__all__ = ['OUTER', 'outer_values', 'TensorStatistics', 'Statistics', 'channel_axes', 'empty_statistics', 'observe',
+           'odd_tensors']
+
+# %% ../../nbs/statistics/02_observe.ipynb #b33862ae
+OUTER = np.float32(1e-4), np.float32(0.9999)  # parts of a sample below its two outer values
+
+
+def outer_values(counts: Counts) -> np.ndarray:
+    "float64 (2,): the two outer values of one sample, to within one bin."
+    size = np.float32(counts.total)
+    low, high = (min(int(part * size), counts.total - 1) for part in OUTER)
+    return np.array([value_at(counts, low), value_at(counts, high, upper=True)])
 
 # %% ../../nbs/statistics/02_observe.ipynb #863f2758
 @dataclass
@@ -28,6 +39,8 @@ class TensorStatistics:
 
     histogram: Histogram = field(default_factory=Histogram)
     means: dict[int, ChannelMeans] = field(default_factory=dict)  # channel axis -> means
+    outer: ExactSum = field(default_factory=lambda: ExactSum(2))  # sums of the outer values
+    rounds: int = 0  # samples with finite values in this tensor
     odd_samples: int = 0  # samples with NaN or infinite values in this tensor
 
     @property
@@ -35,21 +48,32 @@ class TensorStatistics:
         "The merged counts."
         return self.histogram.counts
 
+    @property
+    def outer_means(self) -> tuple[float, float]:
+        "Means over samples of the two outer values; needs a sample with finite values."
+        low, high = self.outer.total(self.rounds)
+        return float(low), float(high)
+
     def update(self, x: np.ndarray) -> None:
         "Add the tensor of one sample."
         counts = self.histogram.update(x)
         self.odd_samples += counts.nans + counts.infinities > 0
+        if counts.total:
+            self.outer.update(outer_values(counts))
+            self.rounds += 1
         for means in self.means.values():
             means.update(x)
 
     def merge(self, other: TensorStatistics) -> None:
         "Add what another worker saw."
         self.histogram.merge(other.histogram)
+        self.outer.merge(other.outer)
+        self.rounds += other.rounds
         self.odd_samples += other.odd_samples
         for axis, means in self.means.items():
             means.merge(other.means[axis])
 
-
+# %% ../../nbs/statistics/02_observe.ipynb #e1a7c581
 @dataclass
 class Statistics:
     "Statistics of every watched tensor, by name."

@@ -10,127 +10,74 @@ import onnx_ir as ir
 
 from ..arithmetic.affine import Affine, NumberFormat, quantize
 from ..errors import InputError
-from ..model.graph import Graph, constant, set_constant
-from ..model.plan import Plan, TensorPlan
+from ..model.graph import Graph, constant, free_name, set_constant, tensor_names
+from ..model.plan import EdgePlan, Plan, TensorPlan
 
 # %% auto #0
-__all__ = ['new_value', 'numbers', 'linear_node', 'constant_codes', 'store_constant', 'apply_constants', 'place_pair',
-           'place_behind', 'apply_plan', 'grouped', 'check_names']
+__all__ = ['numbers', 'linear_node', 'constant_codes', 'store_constant', 'apply_constants', 'place_behind', 'shield_node',
+           'pair_nodes', 'place_pair', 'check_names', 'check_codes', 'grouped', 'apply_plan']
 
 # %% ../../nbs/storage/00_apply.ipynb #5dbf18ba
-def new_value(model: ir.Model, name: str) -> str:
-    "A tensor name that is free."
-    taken = (
-        {v.name for v in model.graph.inputs}
-        | {v.name for n in model.graph for v in n.outputs}
-        | set(model.graph.initializers)
-    )
-    while name in taken:
-        name += "_"
-    return name
-
-
-def numbers(graph: ir.Graph, name: str, affine: Affine, fmt: NumberFormat) -> list[ir.Value]:
-    "Scale and zero point as constants of the graph."
-    scale = set_constant(graph, f"{name}_scale", affine.scale.astype(np.float32))
-    return [scale, set_constant(graph, f"{name}_zero_point", affine.zero_point.astype(fmt.dtype))]
+def numbers(
+    graph: ir.Graph, name: str, affine: Affine, fmt: NumberFormat, taken: set[str]
+) -> list[ir.Value]:  # fmt: skip
+    "Scale and zero point as constants of the graph; `taken` are the names of its tensors."
+    scale, zero_point = affine.scale.astype(np.float32), affine.zero_point.astype(fmt.dtype)
+    return [
+        set_constant(graph, f"{name}_scale", scale, taken),
+        set_constant(graph, f"{name}_zero_point", zero_point, taken),
+    ]
 
 
 def linear_node(
-    operator: str,
-    source: ir.Value,
-    affine: list[ir.Value],
-    axis: int | None,
-    name: str,
-    output: str,
-    dtype,
-) -> ir.Node:
-    "A QuantizeLinear or DequantizeLinear; the axis is written only where scales are a vector."
+    operator: str, inputs: list[ir.Value], axis: int | None, name: str, output: str,
+    dtype: ir.DataType,
+) -> ir.Node:  # fmt: skip
+    "A QuantizeLinear or DequantizeLinear of [tensor, scale, zero point]; the axis is written for vectors of scales."
     attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
-    node = ir.Node("", operator, [source, *affine], attributes, name=f"{name}_{operator}")
-    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = (
-        output,
-        ir.TensorType(dtype),
-        source.shape,
-    )
+    node = ir.Node("", operator, inputs, attributes, name=f"{name}_{operator}")
+    made = node.outputs[0]
+    made.name, made.type, made.shape = output, ir.TensorType(dtype), inputs[0].shape
     return node
 
 # %% ../../nbs/storage/00_apply.ipynb #eda479a0
-def constant_codes(array: np.ndarray, plan: TensorPlan) -> np.ndarray:
-    "The codes of a constant."
+def constant_codes(array: np.ndarray | None, plan: TensorPlan) -> np.ndarray:
+    "The codes of a constant: those of the Plan, or the array rounded."
     if plan.values is not None:
         return plan.values.astype(plan.format.dtype)
     return quantize(array, plan.affine, plan.format, plan.axis)
 
 
 def store_constant(
-    model: ir.Model, node: ir.Node, place: int, codes: np.ndarray, plan: TensorPlan
-) -> None:
+    graph: ir.Graph, node: ir.Node, place: int, codes: np.ndarray, plan: TensorPlan, taken: set[str]
+) -> None:  # fmt: skip
     "Let input `place` of a node read the codes of a constant through a DequantizeLinear."
-    graph, name = model.graph, plan.name
-    stored = set_constant(graph, f"{name}_quantized", codes)
-    axis = plan.axis if plan.scale.ndim else None
-    dq = linear_node(
-        "DequantizeLinear",
-        stored,
-        numbers(graph, name, plan.affine, plan.format),
-        axis,
-        f"{node.name}_{name}",
-        new_value(model, f"{name}_DequantizeLinear_Output"),
-        ir.DataType.FLOAT,
-    )
+    name, axis = plan.name, plan.axis if plan.scale.ndim else None
+    stored = set_constant(graph, f"{name}_quantized", codes, taken)
+    inputs = [stored, *numbers(graph, name, plan.affine, plan.format, taken)]
+    output = free_name(f"{name}_DequantizeLinear_Output", taken)
+    label = f"{node.name}_{name}"
+    dq = linear_node("DequantizeLinear", inputs, axis, label, output, ir.DataType.FLOAT)
     graph.insert_before(node, dq)
     if place >= len(node.inputs):
         node.resize_inputs(place + 1)
     node.replace_input_with(place, dq.outputs[0])
 
-
-def apply_constants(model: ir.Model, node: ir.Node, plans: list[TensorPlan]) -> None:
+# %% ../../nbs/storage/00_apply.ipynb #f80defb5
+def apply_constants(
+    graph: ir.Graph, node: ir.Node, plans: list[TensorPlan], taken: set[str]
+) -> None:  # fmt: skip
     "Store weight, bias and constants of one node."
     for plan in plans:
         if plan.role == "bias":
-            store_constant(model, node, 2, constant_codes(None, plan), plan)
+            store_constant(graph, node, 2, constant_codes(None, plan), plan, taken)
             continue
         for place, value in enumerate(node.inputs):
             if value is not None and value.name == plan.name and constant(value) is not None:
-                store_constant(model, node, place, constant_codes(constant(value), plan), plan)
+                codes = constant_codes(constant(value), plan)
+                store_constant(graph, node, place, codes, plan, taken)
 
 # %% ../../nbs/storage/00_apply.ipynb #98f743cc
-def place_pair(model: ir.Model, value: ir.Value, plan: TensorPlan, consumers: list[str]) -> None:
-    "Put Q and DQ on a tensor, for all its readers or for some."
-    graph, name = model.graph, value.name
-    readers = [
-        (use.node, use.idx) for use in value.uses() if not consumers or use.node.name in consumers
-    ]
-    is_output = not consumers and value.is_graph_output()
-    pair = numbers(graph, name, plan.affine, plan.format)
-    q = linear_node(
-        "QuantizeLinear",
-        value,
-        pair,
-        None,
-        name,
-        new_value(model, f"{name}_QuantizeLinear_Output"),
-        ir.DataType.from_numpy(plan.format.dtype),
-    )
-    dq = linear_node(
-        "DequantizeLinear",
-        q.outputs[0],
-        pair,
-        None,
-        name,
-        new_value(model, f"{name}_DequantizeLinear_Output"),
-        ir.DataType.FLOAT,
-    )
-    place_behind(graph, value, [q, dq])
-    for node, place in readers:
-        node.replace_input_with(place, dq.outputs[0])
-    if is_output:
-        value.name = new_value(model, f"{name}_float")
-        dq.outputs[0].name = name
-        graph.outputs[list(graph.outputs).index(value)] = dq.outputs[0]
-
-
 def place_behind(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
     "Insert nodes behind the producer of a tensor, or at the very front."
     maker = value.producer()
@@ -139,50 +86,100 @@ def place_behind(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None
     elif len(graph):
         graph.insert_before(graph[0], nodes)
 
+
+def shield_node(value: ir.Value, taken: set[str]) -> ir.Node:
+    "A Max of one operand, which changes nothing."
+    node = ir.Node("", "Max", [value], name=f"{value.name}_shield")
+    made, name = node.outputs[0], free_name(f"{value.name}_shielded", taken)
+    made.name, made.type, made.shape = name, value.type, value.shape
+    return node
+
+
+def pair_nodes(
+    graph: ir.Graph, value: ir.Value, plan: TensorPlan, shielded: bool, taken: set[str]
+) -> list[ir.Node]:  # fmt: skip
+    "Q and DQ of a tensor, and a shield before them where it is asked for."
+    name, nodes = value.name, [shield_node(value, taken)] if shielded else []
+    shared = numbers(graph, name, plan.affine, plan.format, taken)
+    codes = ir.DataType.from_numpy(plan.format.dtype)
+    for operator, kind in (("QuantizeLinear", codes), ("DequantizeLinear", ir.DataType.FLOAT)):
+        source = nodes[-1].outputs[0] if nodes else value
+        output = free_name(f"{name}_{operator}_Output", taken)
+        nodes.append(linear_node(operator, [source, *shared], None, name, output, kind))
+    return nodes
+
+# %% ../../nbs/storage/00_apply.ipynb #19bc942a
+def place_pair(
+    graph: ir.Graph, value: ir.Value, plan: TensorPlan, edges: list[EdgePlan], taken: set[str]
+) -> None:  # fmt: skip
+    "Put Q and DQ on a tensor, for all its readers or, where the edges name some, for those."
+    consumers = {edge.consumer for edge in edges if edge.consumer}
+    uses = [(use.node, use.idx) for use in value.uses()]
+    readers = [(node, place) for node, place in uses if not consumers or node.name in consumers]
+    is_output = not consumers and value.is_graph_output()
+    nodes = pair_nodes(graph, value, plan, any(edge.shielded for edge in edges), taken)
+    place_behind(graph, value, nodes)
+    floats = nodes[-1].outputs[0]
+    for node, place in readers:
+        node.replace_input_with(place, floats)
+    if is_output:
+        floats.name, value.name = value.name, free_name(f"{value.name}_float", taken)
+        for place, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[place] = floats
+
+# %% ../../nbs/storage/00_apply.ipynb #52223582
+def check_names(source: str, plan: Plan, nodes: set[str], values: set[str]) -> None:
+    "Raise InputError where a Plan names nodes or tensors that the model, called `source`, does not have."
+    for tensor in plan.tensors:
+        if tensor.role != "activation" and tensor.node not in nodes:
+            text = f'"{tensor.name}" belongs to a node "{tensor.node}" that the model does not have'
+            raise InputError(f"{source}: the Plan's tensor {text}.")
+    numbered = {t.name for t in plan.tensors if t.role == "activation"}
+    for edge in plan.edges:
+        if edge.tensor not in values & numbered:
+            text = f'the Plan has an edge on "{edge.tensor}": no such tensor, or no numbers for it'
+            raise InputError(f"{source}: {text}.")
+
+
+def check_codes(source: str, plan: Plan) -> None:
+    "Raise InputError where a zero point or a stored value is no code of its format."
+    for tensor in plan.tensors:
+        for what, codes in (("zero point", tensor.zero_point), ("value", tensor.values)):
+            low, high = tensor.format.qmin, tensor.format.qmax
+            if codes is not None and codes.size and not low <= codes.min() <= codes.max() <= high:
+                text = f'a {what} of "{tensor.name}" is no code: expected {low}..{high}'
+                raise InputError(f"{source}: the Plan is wrong: {text}.")
+
+
+def grouped(plan: Plan) -> tuple[dict[str, list[TensorPlan]], dict[str, list[EdgePlan]]]:
+    "Plans of constants by the node that reads them, and edges by tensor."
+    constants: dict[str, list[TensorPlan]] = {}
+    edges: dict[str, list[EdgePlan]] = {}
+    for tensor in plan.tensors:
+        if tensor.role != "activation":
+            constants.setdefault(tensor.node, []).append(tensor)
+    for edge in plan.edges:
+        edges.setdefault(edge.tensor, []).append(edge)
+    return constants, edges
+
 # %% ../../nbs/storage/00_apply.ipynb #8d0d7398
 def apply_plan(graph: Graph, plan: Plan) -> ir.Model:
-    "The quantized model; the graph is not changed."
+    "The quantized model; the graph is not changed. InputError for a Plan of another model, or a wrong name."
     if plan.model != graph.hash:
-        raise InputError(
-            f"{graph.name}: the Plan was made for another model (hash {plan.model[:12]}..., this one is {graph.hash[:12]}...)."
-        )
+        hashes = f"hash {plan.model[:12]}..., this one is {graph.hash[:12]}..."
+        raise InputError(f"{graph.name}: the Plan was made for another model ({hashes}).")
     model = graph.copy_model()
-    nodes, values = (
-        {node.name: node for node in model.graph},
-        {v.name: v for v in model.graph.inputs},
-    )
+    nodes = {node.name: node for node in model.graph}
+    values = {v.name: v for v in model.graph.inputs}
     values |= {v.name: v for node in model.graph for v in node.outputs}
     check_names(graph.name, plan, set(nodes), set(values))
-    for node_name, plans in grouped(plan).items():
-        apply_constants(model, nodes[node_name], plans)
-    consumers: dict[str, list[str]] = {}
-    for edge in plan.edges:
-        consumers.setdefault(edge.tensor, []).extend([edge.consumer] if edge.consumer else [])
-    for tensor, readers in consumers.items():
-        place_pair(model, values[tensor], plan.activation(tensor), readers)
+    check_codes(graph.name, plan)
+    taken, (constants, edges) = tensor_names(model.graph), grouped(plan)
+    for name, plans in constants.items():
+        apply_constants(model.graph, nodes[name], plans, taken)
+    for name, on_tensor in edges.items():
+        place_pair(model.graph, values[name], plan.activation(name), on_tensor, taken)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     ir.passes.common.TopologicalSortPass()(model)
     return model
-
-
-def grouped(plan: Plan) -> dict[str, list[TensorPlan]]:
-    "Plans of constants by the node that reads them."
-    groups: dict[str, list[TensorPlan]] = {}
-    for tensor in plan.tensors:
-        if tensor.role != "activation":
-            groups.setdefault(tensor.node, []).append(tensor)
-    return groups
-
-
-def check_names(source: str, plan: Plan, nodes: set[str], values: set[str]) -> None:
-    "A Plan that somebody edited may name what is not there."
-    for tensor in plan.tensors:
-        if tensor.role != "activation" and tensor.node not in nodes:
-            raise InputError(
-                f'{source}: the Plan\'s tensor "{tensor.name}" belongs to a node "{tensor.node}" that the model does not have.'
-            )
-    for edge in plan.edges:
-        if edge.tensor not in values or plan.activation(edge.tensor) is None:
-            raise InputError(
-                f'{source}: the Plan has an edge on "{edge.tensor}": no such tensor, or no numbers for it.'
-            )

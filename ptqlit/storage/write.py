@@ -16,7 +16,8 @@ from ..errors import FILE_FAILED, InputError
 from ..model.plan import write_whole
 
 # %% auto #0
-__all__ = ['constants_of', 'axis_of', 'check_linear', 'check_bias', 'validate', 'serialize', 'output_path', 'write_model']
+__all__ = ['Makers', 'constants_of', 'axis_of', 'check_axis', 'check_linear', 'check_bias', 'validate', 'serialize',
+           'output_path', 'write_model']
 
 # %% ../../nbs/storage/01_write.ipynb #c3367cd6
 def constants_of(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -29,49 +30,48 @@ def axis_of(node: onnx.NodeProto) -> int:
     return next((a.i for a in node.attribute if a.name == "axis"), 1)
 
 
-def check_linear(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> str:
-    "What is wrong with one QuantizeLinear or DequantizeLinear; empty when nothing is."
-    scale = numpy_helper.to_array(constants[node.input[1]])
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        return "a scale is not finite and positive"
-    if len(node.input) > 2 and list(constants[node.input[2]].dims) != list(scale.shape):
-        return "zero point and scale differ in shape"
-    codes = constants.get(node.input[0])
-    if (
-        len(node.input) > 2
-        and codes is not None
-        and codes.data_type != constants[node.input[2]].data_type
-    ):
-        return "zero point and codes differ in type"
-    if scale.ndim == 0 or codes is None:
-        return "" if scale.ndim == 0 else "an activation has a vector of scales"
-    axis = axis_of(node)
+def check_axis(scale: np.ndarray, codes: onnx.TensorProto | None, axis: int) -> str:
+    "What is wrong with the number of scales; `codes` are None for an activation."
+    if scale.ndim == 0:
+        return ""
+    if codes is None:
+        return "an activation has a vector of scales"
     if not 0 <= axis < len(codes.dims) or codes.dims[axis] != scale.size:
         return f"{scale.size} scales for axis {axis} of a tensor of shape {list(codes.dims)}"
     return ""
 
+# %% ../../nbs/storage/01_write.ipynb #9dd547de
+def check_linear(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> str:
+    "What is wrong with one QuantizeLinear or DequantizeLinear; empty when nothing is."
+    scale, codes = numpy_helper.to_array(constants[node.input[1]]), constants.get(node.input[0])
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        return "a scale is not finite and positive"
+    zero_point = constants[node.input[2]] if len(node.input) > 2 else None
+    if zero_point is not None and list(zero_point.dims) != list(scale.shape):
+        return "zero point and scale differ in shape"
+    if None not in (zero_point, codes) and codes.data_type != zero_point.data_type:
+        return "zero point and codes differ in type"
+    return check_axis(scale, codes, axis_of(node))
+
 # %% ../../nbs/storage/01_write.ipynb #55abbdcb
-def check_bias(
-    node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]
-) -> str:
-    "Whether an integer layer's bias has exactly the scale s_x * s_w; empty when it does, or when the layer is float."
+Makers = dict[str, onnx.NodeProto]  # tensor -> the node that writes it
+
+
+def check_bias(node: onnx.NodeProto, makers: Makers, constants: dict[str, onnx.TensorProto]) -> str:
+    "Whether an integer layer's bias has exactly the scale s_x * s_w; empty when it has, or the layer is float."
     sources = [makers.get(name) for name in node.input[:3]]
-    if (
-        node.op_type not in ("Conv", "Gemm")
-        or len(sources) < 3
-        or any(s is None or s.op_type != "DequantizeLinear" for s in sources)
-    ):
+    if node.op_type not in ("Conv", "Gemm") or len(sources) < 3:
         return ""
-    s_x, s_w, s_b = (numpy_helper.to_array(constants[s.input[1]]) for s in sources)
+    if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
+        return ""
+    s_x, s_w, s_b = (numpy_helper.to_array(constants[source.input[1]]) for source in sources)
     return "" if np.array_equal(s_x * s_w, s_b) else "the bias's scale is not s_x * s_w"
 
 
 def validate(proto: onnx.ModelProto) -> None:
-    "Raise for a quantized model that a runtime would load and compute wrongly."
-    constants, makers = (
-        constants_of(proto),
-        {output: n for n in proto.graph.node for output in n.output},
-    )
+    "Raise InputError (FILE_FAILED) for a quantized model that a runtime would load and compute wrongly."
+    constants = constants_of(proto)
+    makers = {output: node for node in proto.graph.node for output in node.output}
     for node in proto.graph.node:
         linear = node.op_type in ("QuantizeLinear", "DequantizeLinear")
         wrong = check_linear(node, constants) if linear else check_bias(node, makers, constants)
@@ -80,13 +80,12 @@ def validate(proto: onnx.ModelProto) -> None:
 
 # %% ../../nbs/storage/01_write.ipynb #abfda572
 def serialize(model: ir.Model) -> bytes:
-    "The bytes of a model: validated, with plain versions, equal for equal models."
+    "The bytes of a model: validated, with plain versions, equal for equal models; InputError (FILE_FAILED)."
     from ptqlit import __version__
 
     proto = ir.to_proto(model)
-    proto.ir_version = onnx.helper.find_min_ir_version_for(
-        list(proto.opset_import), ignore_unknown=True
-    )
+    opsets = list(proto.opset_import)
+    proto.ir_version = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
     proto.producer_name, proto.producer_version = "ptqlit", __version__
     validate(proto)
     try:
@@ -97,7 +96,7 @@ def serialize(model: ir.Model) -> bytes:
 
 
 def output_path(name: str | Path) -> Path:
-    "`X` and `X.onnx` both mean `X.onnx`."
+    "`X` and `X.onnx` both mean `X.onnx`; InputError for a folder."
     path = Path(name)
     if not path.name or str(name).endswith("/") or path.is_dir():
         raise InputError(f"{name}: a folder; expected the name of the file to write.")
@@ -105,5 +104,5 @@ def output_path(name: str | Path) -> Path:
 
 
 def write_model(model: ir.Model, path: str | Path) -> Path:
-    "Write a quantized model, whole or not at all."
+    "Write a quantized model, whole or not at all; returns where it stands."
     return write_whole(output_path(path), serialize(model))
