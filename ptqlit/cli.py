@@ -19,8 +19,8 @@ from .errors import FILE_FAILED, INPUT_INVALID, InputError, exit_code, hint
 # %% auto #0
 __all__ = ['app', 'ADVICE', 'LATER', 'REFUSED', 'Fmk', 'ModelFile', 'OutputFile', 'ConfigFile', 'PlanFile', 'InputShape',
            'DataFormat', 'Optimize', 'Infer', 'Verbose', 'LEVELS', 'FlagError', 'about', 'check_framework',
-           'refuse_flags', 'known_flags', 'option', 'one_of', 'to_options', 'report', 'convert_command',
-           'apply_command', 'set_level', 'nodes_command', 'config_command', 'fail', 'run', 'main', 'converter_lite']
+           'refuse_flags', 'known_flags', 'option', 'one_of', 'to_flags', 'report', 'convert_command', 'apply_command',
+           'set_level', 'nodes_command', 'config_command', 'fail', 'run', 'main', 'converter_lite']
 
 # %% ../nbs/92_cli.ipynb #90453f42
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -125,15 +125,15 @@ def one_of(flag: str, value: str, words: tuple[str, ...]) -> str:
     return value
 
 
-def to_options(shape: str, data_format: str, optimize: str, infer: str):
-    "The flags beside the files as `pipeline.Options`."
-    from ptqlit.pipeline import Options
+def to_flags(shape: str, data_format: str, optimize: str, infer: str):
+    "The flags beside the files as `pipeline.Flags`."
+    from ptqlit.pipeline import Flags
 
     one_of("--inputDataFormat", data_format, ("", "NHWC", "NCHW"))
     one_of("--infer", infer.lower(), ("true", "false"))
     target = optimize.partition(":")[0]  # ascend_oriented:chip
     one_of("--optimize", target, ("general", "gpu_oriented", "ascend_oriented"))
-    return Options(shape, data_format, target, infer.lower() == "true")
+    return Flags(shape, data_format, target, infer.lower() == "true")
 
 # %% ../nbs/92_cli.ipynb #a5fe374a
 def report(conversion, source: Path) -> None:
@@ -153,10 +153,10 @@ def convert_command(
     "Quantize a model as a configuration file says."
     check_framework(fmk)
     set_level(verbose)
-    options = to_options(input_shape, input_data_format, optimize, infer)
+    flags = to_flags(input_shape, input_data_format, optimize, infer)
     from ptqlit.pipeline import convert
 
-    report(convert(model_file, config_file, output_file, plan=plan, options=options), model_file)
+    report(convert(model_file, config_file, output_file, plan=plan, flags=flags), model_file)
 
 
 @app.command("apply")

@@ -46,9 +46,9 @@ from .storage.apply import apply_plan
 from .storage.write import output_path, serialize, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Options', 'refuse_unready', 'calibrate', 'Checked',
-           'samples_of', 'skipped_nodes', 'make_plan', 'special_ranges', 'messages', 'convert', 'keep_source',
-           'try_once', 'finish', 'apply']
+__all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'calibrate', 'Checked',
+           'samples_of', 'skipped_nodes', 'make_plan', 'special_ranges', 'messages', 'keep_source', 'try_once',
+           'finish', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -72,9 +72,9 @@ def as_config(config: Config | str | Path) -> Config:
     "A Config, from itself or from a file."
     return config if isinstance(config, Config) else Config.from_file(config)
 
-
+# %% ../nbs/90_pipeline.ipynb #dd9959f1
 @dataclass(frozen=True)
-class Options:
+class Flags:
     "What a command line says beside the configuration."
 
     input_shape: str = ""  # name:1,3,224,224;other:1,7 for dynamic dimensions
@@ -120,15 +120,15 @@ class Checked:
             for place, s in enumerate(self.samples)
         )
 
-
-def samples_of(config: Config, graph: Graph, options: Options) -> Recipes:
+# %% ../nbs/90_pipeline.ipynb #ba7dca81
+def samples_of(config: Config, graph: Graph, flags: Flags) -> Recipes:
     "The calibration samples that a configuration names."
-    shapes = parse_shapes(options.input_shape)
+    shapes = parse_shapes(flags.input_shape)
     if config.data.input_type == "IMAGE":
         return image_samples(config, graph, shapes)
-    return bin_samples(config, graph, shapes, options.input_data_format)
+    return bin_samples(config, graph, shapes, flags.input_data_format)
 
-
+# %% ../nbs/90_pipeline.ipynb #d23a3825
 def skipped_nodes(graph: Graph, config: Config) -> set[str]:
     "The nodes that skip_quant_node names."
     section = config.common.title
@@ -156,38 +156,7 @@ def messages(config: Config, plan: Plan, statistics: Statistics) -> list[str]:
     "Everything that the user should hear."
     return [*config.warnings, *plan.notes, *special_ranges(plan), *odd_tensors(statistics)]
 
-# %% ../nbs/90_pipeline.ipynb #b50678b3
-def convert(
-    model: str | Path | onnx.ModelProto,  # float ONNX model
-    config: Config | str | Path,  # or the path of a configuration file
-    output: str | Path,  # the file to write; `.onnx` is added when missing
-    samples: Iterable[Sample]
-    | None = None,  # your own calibration data instead of the configuration's
-    backend: Backend | None = None,  # your own table of rules instead of the configuration's word
-    plan: str | Path | None = None,  # save the Plan here, as JSON
-    progress: bool = True,  # a bar, on a terminal only
-    options: Options = Options(),  # what a command line says beside the configuration
-) -> Conversion:
-    "Quantize a model as a configuration says, write the file, and look at what the runtime makes of it."
-    config, target = as_config(config), output_path(output)
-    refuse_unready(config, samples is not None)
-    graph = prepare(model)
-    skipped_nodes(graph, config)
-    keep_source(model, target)
-    if samples is None:
-        samples = samples_of(config, graph, options)
-    else:
-        samples = Checked(as_samples(samples), graph)
-    statistics = calibrate(graph, samples, progress)
-    decided = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
-    flags = flag_warnings(config, options.optimize)
-    for line in (*flags, *messages(config, decided, statistics)):
-        log.warning(line)
-    if plan is not None:
-        save_plan(decided, plan)
-    return finish(graph, decided, target, options)
-
-
+# %% ../nbs/90_pipeline.ipynb #108e8a1c
 def keep_source(model: str | Path | onnx.ModelProto, target: Path) -> None:
     "Refuse to overwrite the float model."
     if not isinstance(model, onnx.ModelProto) and target.exists() and target.samefile(model):
@@ -211,16 +180,46 @@ def try_once(model: bytes, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> 
             f"--infer: the quantized model does not run: {reason}", OPERATOR_FAILED
         ) from None
 
-
-def finish(graph: Graph, plan: Plan, target: Path, options: Options = Options()) -> Conversion:
+# %% ../nbs/90_pipeline.ipynb #8cf6fe20
+def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Conversion:
     "Write the file of a Plan and verify it."
     model = apply_plan(graph, plan)
-    if options.infer:
-        try_once(serialize(model), graph, parse_shapes(options.input_shape))
+    if flags.infer:
+        try_once(serialize(model), graph, parse_shapes(flags.input_shape))
     path = write_model(model, target)
     return Conversion(path, plan, verify(path, plan))
 
+# %% ../nbs/90_pipeline.ipynb #b50678b3
+def convert(
+    model: str | Path | onnx.ModelProto,  # float ONNX model
+    config: Config | str | Path,  # or the path of a configuration file
+    output: str | Path,  # the file to write; `.onnx` is added when missing
+    samples: Iterable[Sample]
+    | None = None,  # your own calibration data instead of the configuration's
+    backend: Backend | None = None,  # your own table of rules instead of the configuration's word
+    plan: str | Path | None = None,  # save the Plan here, as JSON
+    progress: bool = True,  # a bar, on a terminal only
+    flags: Flags = Flags(),  # what a command line says beside the configuration
+) -> Conversion:
+    "Quantize a model as a configuration says, write the file, and look at what the runtime makes of it."
+    config, target = as_config(config), output_path(output)
+    refuse_unready(config, samples is not None)
+    graph = prepare(model)
+    skipped_nodes(graph, config)
+    keep_source(model, target)
+    if samples is None:
+        samples = samples_of(config, graph, flags)
+    else:
+        samples = Checked(as_samples(samples), graph)
+    statistics = calibrate(graph, samples, progress)
+    decided = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
+    for line in (*flag_warnings(config, flags.optimize), *messages(config, decided, statistics)):
+        log.warning(line)
+    if plan is not None:
+        save_plan(decided, plan)
+    return finish(graph, decided, target, flags)
 
+# %% ../nbs/90_pipeline.ipynb #1773cb63
 def apply(
     plan: Plan | str | Path, model: str | Path | onnx.ModelProto, output: str | Path
 ) -> Conversion:

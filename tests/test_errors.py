@@ -301,18 +301,13 @@ CONFIGS = {  # name: change, status, words of the message
         FILE,
         ["c.cfg:15", "full_quant_param", "]"],
     ),
-    "too many lines": (lambda text: text + "\n" * 10000, FILE, ["c.cfg", "9999"]),
-    "KL is not there yet": (edit("MAX_MIN", "KL"), GIVEN, ["c.cfg:16", "KL", "not supported yet"]),
+    "too many lines": (lambda text: text + "per_channel=true\n" * 10_000, FILE, ["c.cfg", "10000"]),
     "weight mode is not there yet": (
         edit("FULL_QUANT", "WEIGHT_QUANT"),
         GIVEN,
         ["c.cfg:2", "WEIGHT_QUANT", "not supported yet"],
     ),
-    "BIN is not there yet": (
-        edit("=IMAGE", "=BIN"),
-        GIVEN,
-        ["c.cfg:8", "BIN", "not supported yet"],
-    ),
+    "pictures read as raw buffers": (edit("=IMAGE", "=BIN"), FILE, ["bytes for x", "1728"]),
     "NVGPU is not there yet": (
         edit("[full_quant_param]", "[full_quant_param]\ntarget_device=NVGPU"),
         GIVEN,
@@ -324,9 +319,9 @@ CONFIGS = {  # name: change, status, words of the message
         ["c.cfg:16", "per_channel=false", "not supported yet"],
     ),
     "a section that is not there yet": (
-        lambda text: text + "[weight_quant_param]\n",
+        lambda text: text + "[transform_quant_param]\nexport_precision_mode=FLOAT32\n",
         GIVEN,
-        ["c.cfg", "weight_quant_param", "not supported yet"],
+        ["c.cfg", "export_precision_mode", "not supported yet"],
     ),
 }
 

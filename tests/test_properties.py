@@ -26,7 +26,7 @@ from ptqlit.arithmetic.affine import (
     quantize as to_codes,
 )
 from ptqlit.arithmetic.measure import agreement, cosine, paired_top1, sqnr
-from ptqlit.calibrators.max_min import CALIBRATORS
+from ptqlit.calibrators.max_min import CALIBRATORS, Options
 from ptqlit.config.file import SECTIONS
 from ptqlit.model.graph import layer_of, prepare
 from ptqlit.model.plan import (
@@ -42,6 +42,7 @@ from ptqlit.model.runtime import open_session
 from ptqlit.quantizers.bias_correction import error_of_mean
 from ptqlit.statistics.histogram import SIDE, Histogram, count_numpy, count_numba
 from ptqlit.statistics.moments import ChannelMeans, ExactSum
+from ptqlit.statistics.observe import TensorStatistics
 
 
 def properties(examples: int = 60):
@@ -204,8 +205,9 @@ def test_counts_agree_with_numpy_histogram(x):
 @properties()
 @given(values(ANY), FORMATS, st.sampled_from(sorted(CALIBRATORS)))
 def test_calibrators_give_ranges_inside_what_was_seen(x, fmt, word):
-    counts = filled(x).counts
-    chosen = CALIBRATORS[word](counts, fmt)
+    statistics = TensorStatistics()
+    statistics.update(x)
+    counts, chosen = statistics.counts, CALIBRATORS[word](statistics, fmt, Options())
     assert np.isfinite([chosen.lo, chosen.hi]).all() and chosen.lo <= chosen.hi
     if counts.total:
         assert min(counts.lo, 0) <= chosen.lo and chosen.hi <= max(counts.hi, 0)

@@ -38,9 +38,7 @@ def files_of(graph: Graph, statistics: Statistics, folder: Path) -> tuple[dict, 
     """The file of every method, and the milliseconds a tensor that it took to choose."""
     files, spent = {}, {}
     for word, calibrator in CALIBRATORS.items():
-        for tensor in (*statistics.tensors.values(),):  # once before the clock: compiled and warm
-            calibrator(tensor, CPU.activation)
-            break
+        calibrator(next(iter(statistics.tensors.values())), CPU.activation)  # compiled and warm
         start = time.thread_time()
         for tensor in statistics.tensors.values():
             calibrator(tensor, CPU.activation)

@@ -15,7 +15,6 @@ __all__ = ['METHODS', 'TARGETS', 'SMOOTH', 'FullQuantParam']
 METHODS = choice(
     "MAX_MIN", "KL", "REMOVAL_OUTLIER", "PERCENTILE", "MSE",
     aliases={"RemovalOutlier": "REMOVAL_OUTLIER"},
-    later=("KL", "REMOVAL_OUTLIER", "PERCENTILE", "MSE"),
 )  # fmt: skip
 TARGETS = choice(
     "CPU", "NVGPU", "DSP", "ASCEND",
