@@ -107,7 +107,7 @@ def divergences(content: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/calibrators/01_kl.ipynb #7c6faaa8
 def magnitudes(counts: Counts) -> np.ndarray:
-    "Content (2048,) of equal bins over [0, max |x|], without zeros."
+    "Content (2048,) of equal bins over [0, max `abs(x)`], without zeros."
     folded = (counts.bins[SIDE:] + counts.bins[:SIDE][::-1]).astype(np.float64)
     folded[0] -= counts.zeros
     largest = max(-counts.lo, counts.hi)

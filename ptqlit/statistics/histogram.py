@@ -28,7 +28,7 @@ def needed_k(largest: float) -> int:
 
 
 def bins_of(x: np.ndarray, k: int) -> np.ndarray:
-    "The bin (-4096..4095) of every value; all |x| < 2**k. This is the definition, in NumPy."
+    "The bin (-4096..4095) of every value; all `abs(x) < 2**k`. This is the definition, in NumPy."
     bins = np.floor(x * np.float32(2.0 ** (BITS - k))).astype(np.int64)
     return np.where((x < 0) & (bins == 0), -1, bins)
 
