@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -18,9 +19,10 @@ from .errors import FILE_FAILED, INPUT_INVALID, InputError, exit_code, hint
 
 # %% auto #0
 __all__ = ['app', 'ADVICE', 'LATER', 'REFUSED', 'Fmk', 'ModelFile', 'OutputFile', 'ConfigFile', 'PlanFile', 'InputShape',
-           'DataFormat', 'Optimize', 'Infer', 'Verbose', 'LEVELS', 'FlagError', 'about', 'check_framework',
-           'refuse_flags', 'known_flags', 'option', 'one_of', 'to_flags', 'report', 'convert_command', 'apply_command',
-           'set_level', 'nodes_command', 'config_command', 'fail', 'run', 'main', 'converter_lite']
+           'DataFormat', 'Optimize', 'Infer', 'StatisticsFile', 'Cluster', 'Calibrate', 'Memory', 'Verbose', 'LEVELS',
+           'FlagError', 'about', 'check_framework', 'refuse_flags', 'known_flags', 'option', 'one_of', 'to_bytes',
+           'to_flags', 'report', 'convert_command', 'apply_command', 'set_level', 'nodes_command', 'config_command',
+           'fail', 'run', 'main', 'converter_lite']
 
 # %% ../nbs/92_cli.ipynb #90453f42
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -114,6 +116,16 @@ Optimize = Annotated[str, option("--optimize", "general, gpu_oriented or ascend_
 Infer = Annotated[
     str, option("--infer", "true: run the result once; it is kept only if it runs.", "BOOL")
 ]
+StatisticsFile = Annotated[
+    str, option("--statisticsFile", "Keep the statistics here (.npz), and use them again.", "FILE")
+]
+Cluster = Annotated[
+    str, option("--cluster", "local:N processes, or the address of a Dask scheduler.", "ADDRESS")
+]
+Calibrate = Annotated[str, option("--calibrateDevice", "Who counts: cpu, gpu or auto.", "WORD")]
+Memory = Annotated[
+    str, option("--calibrateMemory", "What samples in flight may take, such as 2GB.", "SIZE")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say more on stderr.")]
 
 # %% ../nbs/92_cli.ipynb #bbed942c
@@ -125,15 +137,30 @@ def one_of(flag: str, value: str, words: tuple[str, ...]) -> str:
     return value
 
 
-def to_flags(shape: str, data_format: str, optimize: str, infer: str):
+def to_bytes(text: str) -> int | None:
+    "A size such as 500MB or 2GB in bytes; None for an empty text."
+    found = re.fullmatch(r"([1-9][0-9]{0,8})(MB|GB)", text, re.ASCII)
+    if text and not found:
+        raise InputError(f"--calibrateMemory={text}: expected a size such as 500MB or 2GB.")
+    return int(found[1]) * (10**6 if found[2] == "MB" else 10**9) if found else None
+
+
+def to_flags(
+    shape: str = "", data_format: str = "", optimize: str = "general", infer: str = "false",
+    statistics_file: str = "", cluster: str = "", device: str = "cpu", memory: str = "",
+):  # fmt: skip
     "The flags beside the files as `pipeline.Flags`."
     from ptqlit.pipeline import Flags
 
     one_of("--inputDataFormat", data_format, ("", "NHWC", "NCHW"))
     one_of("--infer", infer.lower(), ("true", "false"))
+    one_of("--calibrateDevice", device, ("cpu", "gpu", "auto"))
     target = optimize.partition(":")[0]  # ascend_oriented:chip
     one_of("--optimize", target, ("general", "gpu_oriented", "ascend_oriented"))
-    return Flags(shape, data_format, target, infer.lower() == "true")
+    tried = infer.lower() == "true"
+    return Flags(
+        shape, data_format, target, tried, statistics_file, cluster, device, to_bytes(memory)
+    )
 
 # %% ../nbs/92_cli.ipynb #a5fe374a
 def report(conversion, source: Path) -> None:
@@ -148,12 +175,15 @@ def report(conversion, source: Path) -> None:
 def convert_command(
     model_file: ModelFile, output_file: OutputFile, config_file: ConfigFile, fmk: Fmk = "ONNX",
     plan: PlanFile = None, input_shape: InputShape = "", input_data_format: DataFormat = "",
-    optimize: Optimize = "general", infer: Infer = "false", verbose: Verbose = False,
+    optimize: Optimize = "general", infer: Infer = "false", statistics_file: StatisticsFile = "",
+    cluster: Cluster = "", calibrate_device: Calibrate = "cpu", calibrate_memory: Memory = "",
+    verbose: Verbose = False,
 ) -> None:  # fmt: skip
     "Quantize a model as a configuration file says."
     check_framework(fmk)
     set_level(verbose)
-    flags = to_flags(input_shape, input_data_format, optimize, infer)
+    kept = (statistics_file, cluster, calibrate_device, calibrate_memory)
+    flags = to_flags(input_shape, input_data_format, optimize, infer, *kept)
     from ptqlit.pipeline import convert
 
     report(convert(model_file, config_file, output_file, plan=plan, flags=flags), model_file)

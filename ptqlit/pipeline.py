@@ -38,17 +38,21 @@ from ptqlit.samples.stream import (
     Sample,
     as_samples,
     check_sample,
+    files_of,
     fix_shapes,
     parse_shapes,
 )
+from .statistics.cluster import observe_cluster
+from .statistics.gpu import counter
+from .statistics.keep import load_statistics, save_statistics, statistics_key
 from .statistics.observe import Statistics, observe, odd_tensors
 from .storage.apply import apply_plan
 from .storage.write import output_path, serialize, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'calibrate', 'Checked',
-           'samples_of', 'skipped_nodes', 'make_plan', 'special_ranges', 'messages', 'keep_source', 'try_once',
-           'finish', 'convert', 'apply']
+__all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'progress_bar', 'calibrate',
+           'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'key_of', 'statistics_of', 'special_ranges',
+           'messages', 'refuse_files', 'keep_source', 'try_once', 'finish', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -81,6 +85,10 @@ class Flags:
     input_data_format: str = ""  # NHWC or NCHW: the layout of raw buffers; empty for the model's
     optimize: str = "general"  # general, gpu_oriented or ascend_oriented
     infer: bool = False  # run the file once before it is kept
+    statistics_file: str = ""  # keep the statistics here, and use them again
+    cluster: str = ""  # local:N or the address of a Dask scheduler
+    calibrate_device: str = "cpu"  # cpu, gpu or auto: who counts
+    memory: int | None = None  # bytes that the samples in flight may take
 
 
 def refuse_unready(config: Config, own_samples: bool) -> None:
@@ -92,17 +100,19 @@ def refuse_unready(config: Config, own_samples: bool) -> None:
         raise InputError(problems[0])
 
 # %% ../nbs/90_pipeline.ipynb #1adb2a4f
-def calibrate(graph: Graph, samples: Iterable[Sample], progress: bool) -> Statistics:
-    "Observe the model over all samples, with a progress bar on a terminal."
-    total = len(samples) if hasattr(samples, "__len__") else None
-    with tqdm(
-        total=total,
-        desc="calibrating",
-        unit="sample",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
-        statistics = observe(graph, samples, progress=bar.update)
+def progress_bar(total: int | None, progress: bool) -> tqdm:
+    "A bar that shows itself on a terminal only."
+    hidden = None if progress else True
+    return tqdm(total=total, desc="calibrating", unit="sample", disable=hidden, leave=False)
+
+
+def calibrate(
+    graph: Graph, samples: Iterable[Sample], progress: bool, flags: Flags = Flags()
+) -> Statistics:
+    "Observe the model over all samples on this machine."
+    total, count = getattr(samples, "__len__", lambda: None)(), counter(flags.calibrate_device)
+    with progress_bar(total, progress) as bar:
+        statistics = observe(graph, samples, None, bar.update, flags.memory, count)
     if statistics.samples == 0:
         raise InputError("no calibration samples: expected at least one.", FILE_FAILED)
     return statistics
@@ -145,6 +155,35 @@ def make_plan(graph: Graph, config: Config, statistics: Statistics, backend: Bac
     plan = full_plan(graph, statistics, backend, method, calibrator, skipped, str(config))
     return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
 
+# %% ../nbs/90_pipeline.ipynb #a0289de6
+def key_of(graph: Graph, config: Config, flags: Flags) -> str:
+    "The key of the statistics that a configuration leads to."
+    data = config.data
+    steps = {
+        name: getattr(data, name) for name in type(data).model_fields if name != "calibrate_path"
+    }
+    prepared = repr((sorted(steps.items()), flags.input_shape, flags.input_data_format))
+    return statistics_key(graph, files_of(config, graph), prepared)
+
+
+def statistics_of(model, graph: Graph, config: Config, flags: Flags, progress: bool) -> Statistics:
+    "The statistics of the configured samples: kept ones if they are still true, else new ones."
+    samples = samples_of(config, graph, flags)
+    key = key_of(graph, config, flags) if flags.statistics_file else ""
+    kept = load_statistics(graph, flags.statistics_file, key) if key else None
+    if kept is not None:
+        log.info("%s: the statistics are still true; no sample is read.", flags.statistics_file)
+        return kept
+    if flags.cluster:
+        with progress_bar(len(samples), progress) as bar:
+            source = partial(samples_of, config, flags=flags)
+            found = observe_cluster(model, source, len(samples), flags.cluster, bar.update)
+    else:
+        found = calibrate(graph, samples, progress, flags)
+    if key:
+        save_statistics(found, flags.statistics_file, key)
+    return found
+
 # %% ../nbs/90_pipeline.ipynb #6cc5685f
 def special_ranges(plan: Plan) -> list[str]:
     "One line for each activation whose method had a reason of its own for the range."
@@ -157,6 +196,15 @@ def messages(config: Config, plan: Plan, statistics: Statistics) -> list[str]:
     return [*config.warnings, *plan.notes, *special_ranges(plan), *odd_tensors(statistics)]
 
 # %% ../nbs/90_pipeline.ipynb #108e8a1c
+def refuse_files(flags: Flags) -> None:
+    "Keeping and sharing need the files of a configuration."
+    for name in ("statistics_file", "cluster"):
+        if getattr(flags, name):
+            raise InputError(
+                f"{name}: expected samples from the configuration with it, not your own."
+            )
+
+
 def keep_source(model: str | Path | onnx.ModelProto, target: Path) -> None:
     "Refuse to overwrite the float model."
     if not isinstance(model, onnx.ModelProto) and target.exists() and target.samefile(model):
@@ -208,10 +256,10 @@ def convert(
     skipped_nodes(graph, config)
     keep_source(model, target)
     if samples is None:
-        samples = samples_of(config, graph, flags)
+        statistics = statistics_of(model, graph, config, flags, progress)
     else:
-        samples = Checked(as_samples(samples), graph)
-    statistics = calibrate(graph, samples, progress)
+        refuse_files(flags)
+        statistics = calibrate(graph, Checked(as_samples(samples), graph), progress, flags)
     decided = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
     for line in (*flag_warnings(config, flags.optimize), *messages(config, decided, statistics)):
         log.warning(line)

@@ -5,6 +5,7 @@
 # %% ../../nbs/statistics/03_gpu.ipynb #704cc26e
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from ..errors import InputError
 from .histogram import BITS, SIDE, Counts, needed_k
 
 # %% auto #0
-__all__ = ['EACH_CU', 'SCAN_CU', 'COUNT_CU', 'ERROR_CU', 'SOURCE_CU', 'THREADS', 'Device', 'gpu', 'count_batch', 'error_sums']
+__all__ = ['EACH_CU', 'SCAN_CU', 'COUNT_CU', 'ERROR_CU', 'SOURCE_CU', 'THREADS', 'Device', 'gpu', 'counter', 'count_batch',
+           'error_sums']
 
 # %% ../../nbs/statistics/03_gpu.ipynb #cc6ebf41
 EACH_CU = r"""
@@ -150,9 +152,20 @@ def gpu() -> Device:
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise InputError(f"no GPU that CuPy can use: {error}.") from None
     options = ("--std=c++17", "--fmad=false")
-    return Device(
-        "gpu", lambda code: cupy.RawModule(code=code, options=options), cupy, 4 * multiprocessors
-    )
+    compiled = functools.cache(lambda code: cupy.RawModule(code=code, options=options))
+    return Device("gpu", compiled, cupy, 4 * multiprocessors)
+
+
+def counter(word: str) -> Callable[[list], list[Counts]] | None:
+    "How to count, for `gpu`, `cpu` or `auto` (the GPU if there is one); None stands for the CPU's own way."
+    if word == "cpu":
+        return None
+    try:
+        return functools.partial(count_batch, device=gpu())
+    except InputError:
+        if word == "auto":
+            return None
+        raise
 
 # %% ../../nbs/statistics/03_gpu.ipynb #ab2ba099
 THREADS = 256  # of a block

@@ -188,7 +188,10 @@ class Histogram:
 
     def update(self, x: np.ndarray) -> Counts:
         "Add one array; returns the counts of this array alone."
-        counts = count_numba(x)
+        return self.add(count_numba(x))
+
+    def add(self, counts: Counts) -> Counts:
+        "Add the counts of one array, whoever made them."
         self.counts = merge_counts(self.counts, counts)
         return counts
 

@@ -5,7 +5,9 @@
 # %% ../../nbs/statistics/02_observe.ipynb #e04b71fb
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,8 +21,8 @@ from .histogram import Counts, Histogram, value_at
 from .moments import ChannelMeans, ExactSum
 
 # %% auto #0
-__all__ = ['OUTER', 'outer_values', 'TensorStatistics', 'Statistics', 'channel_axes', 'empty_statistics', 'observe',
-           'odd_tensors']
+__all__ = ['OUTER', 'Counter', 'outer_values', 'TensorStatistics', 'Statistics', 'channel_axes', 'empty_statistics',
+           'sample_bytes', 'in_flight', 'observe', 'odd_tensors']
 
 # %% ../../nbs/statistics/02_observe.ipynb #b33862ae
 OUTER = np.float32(1e-4), np.float32(0.9999)  # parts of a sample below its two outer values
@@ -54,9 +56,9 @@ class TensorStatistics:
         low, high = self.outer.total(self.rounds)
         return float(low), float(high)
 
-    def update(self, x: np.ndarray) -> None:
-        "Add the tensor of one sample."
-        counts = self.histogram.update(x)
+    def update(self, x: np.ndarray, counts: Counts | None = None) -> None:
+        "Add the tensor of one sample; `counts` are its counts, if somebody has made them already."
+        counts = self.histogram.update(x) if counts is None else self.histogram.add(counts)
         self.odd_samples += counts.nans + counts.infinities > 0
         if counts.total:
             self.outer.update(outer_values(counts))
@@ -74,6 +76,9 @@ class TensorStatistics:
             means.merge(other.means[axis])
 
 # %% ../../nbs/statistics/02_observe.ipynb #e1a7c581
+Counter = Callable[[list[np.ndarray]], list[Counts]]  # counts a batch of tensors
+
+
 @dataclass
 class Statistics:
     "Statistics of every watched tensor, by name."
@@ -81,10 +86,12 @@ class Statistics:
     tensors: dict[str, TensorStatistics]
     samples: int = 0
 
-    def update(self, tensors: dict[str, np.ndarray]) -> None:
-        "Add all tensors of one sample."
-        for name, statistics in self.tensors.items():
-            statistics.update(tensors[name])
+    def update(self, tensors: dict[str, np.ndarray], count: Counter | None = None) -> None:
+        "Add all tensors of one sample; `count` makes all their counts at once, on a GPU."
+        arrays = [tensors[name] for name in self.tensors]
+        counted = count(arrays) if count else [None] * len(arrays)
+        for statistics, x, counts in zip(self.tensors.values(), arrays, counted):
+            statistics.update(x, counts)
         self.samples += 1
 
     def merge(self, other: Statistics) -> Statistics:
@@ -115,25 +122,46 @@ def empty_statistics(graph: Graph) -> Statistics:
         }
     )
 
+# %% ../../nbs/statistics/02_observe.ipynb #4cdd853d
+def sample_bytes(graph: Graph) -> int:
+    "Bytes of all watched activations of one sample."
+    values = graph.values
+    shapes = [values[name].shape for name in activations(graph)]
+    sizes = (math.prod(d if isinstance(d, int) else 1 for d in shape) for shape in shapes if shape)
+    return 4 * sum(sizes)
+
+
+def in_flight(graph: Graph, threads: int | None, memory: int | None) -> int:
+    "How many samples may be worked on at the same time."
+    wanted = threads or os.cpu_count() or 1
+    return wanted if memory is None else max(1, min(wanted, memory // max(sample_bytes(graph), 1)))
+
 # %% ../../nbs/statistics/02_observe.ipynb #1a05e5d3
 def observe(
     graph: Graph,
     samples: Samples,
     threads: int | None = None,  # samples in flight; the default is the number of processors
     progress: Callable[[], None] | None = None,  # called once a sample
+    memory: int
+    | None = None,  # bytes that the samples in flight may take; at least one is in flight
+    count: Counter | None = None,  # another way to count, as on a GPU
 ) -> Statistics:
-    "Run the float model over all samples and gather everything."
+    "Run the float model over all samples and gather everything; the first error of a sample ends it."
     session, names = calibration_session(graph)
-    take = shared(samples)
+    take, failed = shared(samples), threading.Event()
 
     def work(statistics: Statistics) -> Statistics:
-        while (sample := take()) is not None:
-            statistics.update(sample | dict(zip(names, session.run(names, sample))))
-            if progress:
-                progress()
+        try:
+            while not failed.is_set() and (sample := take()) is not None:
+                statistics.update(sample | dict(zip(names, session.run(names, sample))), count)
+                if progress:
+                    progress()
+        except BaseException:
+            failed.set()  # the other threads need not finish their samples
+            raise
         return statistics
 
-    workers = [empty_statistics(graph) for _ in range(threads or os.cpu_count() or 1)]
+    workers = [empty_statistics(graph) for _ in range(in_flight(graph, threads, memory))]
     with ThreadPoolExecutor(len(workers)) as pool:
         parts = list(pool.map(work, workers))
     total = parts[0]
