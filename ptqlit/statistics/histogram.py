@@ -12,9 +12,9 @@ import numba
 import numpy as np
 
 # %% auto #0
-__all__ = ['SIDE', 'BITS', 'SMALLEST_K', 'BLOCK', 'needed_k', 'bins_of', 'grow', 'Counts', 'count_numpy', 'scan_block',
-           'bin_index', 'count_block', 'grow_counters', 'count_kernel', 'count_numba', 'Histogram', 'merge_counts',
-           'bin_of_place', 'value_at', 'occupied']
+__all__ = ['SIDE', 'BITS', 'SMALLEST_K', 'BLOCK', 'SIZE', 'LARGEST_FINITE', 'needed_k', 'bins_of', 'grow', 'Counts',
+           'count_numpy', 'ordinal', 'scan_block', 'place_block', 'count_block', 'grow_counters', 'finite_values',
+           'count_kernel', 'count_numba', 'Histogram', 'merge_counts', 'bin_of_place', 'value_at', 'occupied']
 
 # %% ../../nbs/statistics/00_histogram.ipynb #55103d1c
 SIDE = 4096  # bins on each side of zero
@@ -77,55 +77,54 @@ def count_numpy(x: np.ndarray) -> Counts:
 
 # %% ../../nbs/statistics/00_histogram.ipynb #02a597e5
 BLOCK = 4096  # values; 16 KiB of float32
+SIZE = np.int32(0x7FFFFFFF)  # all bits but the sign
+LARGEST_FINITE = np.int32(0x7F7FFFFF)
 
 
 @numba.njit(nogil=True, cache=True)
-def scan_block(x):
-    "Smallest, largest, zeros, NaNs and infinities of a block; extremes over finite values only."
-    lo, hi = np.float32(np.inf), np.float32(-np.inf)
-    zeros = 0
-    odd = 0
-    for value in x:
-        lo = min(lo, value)
-        hi = max(hi, value)
-        zeros += value == 0
-        odd += not (abs(value) < np.inf)
-    if odd == 0:
-        return lo, hi, zeros, 0, 0
-    lo, hi, nans = np.float32(np.inf), np.float32(-np.inf), 0
-    for value in x:
-        nans += value != value
-        if abs(value) < np.inf:
-            lo = min(lo, value)
-            hi = max(hi, value)
-    return lo, hi, zeros, nans, odd - nans
+def ordinal(bits):
+    "A whole number that is ordered like the float with these bits; its own inverse."
+    return np.int32(bits ^ np.int32((bits >> np.int32(31)) & SIZE))
 
 
 @numba.njit(nogil=True, cache=True)
-def bin_index(value, scale):
-    "Index of the bin, 0..8191."
-    place = np.int64(np.floor(value * scale))
-    if place == 0 and value < 0:
-        place = -1
-    return place + SIDE
+def scan_block(bits):
+    "Smallest, largest (as ordered whole numbers), largest size and number of zeros of a block."
+    low, high, largest, zeros = SIZE, np.int32(-0x80000000), np.int32(0), 0
+    for i in range(bits.size):
+        size, place = np.int32(bits[i] & SIZE), ordinal(bits[i])
+        if place < low:
+            low = place
+        if place > high:
+            high = place
+        if size > largest:
+            largest = size
+        zeros += size == 0
+    return low, high, largest, zeros
 
 # %% ../../nbs/statistics/00_histogram.ipynb #8b4c3f79
 @numba.njit(nogil=True, cache=True)
-def count_block(x, scale, careful, counters):
-    "Count one block into four interleaved counters."
-    if careful:
-        for value in x:
-            if abs(value) < np.inf:
-                counters[0, bin_index(value, scale)] += 1
-        return
-    fours = x.size // 4 * 4
+def place_block(x, scale, places):
+    "The place (bin + 4096) of every value of a block."
+    for i in range(x.size):
+        place = np.int32(np.floor(x[i] * scale))
+        if x[i] < 0:
+            place = min(place, np.int32(-1))
+        places[i] = np.uint16(place + np.int32(SIDE))
+
+
+@numba.njit(nogil=True, cache=True)
+def count_block(places, counters):
+    "Count a block's places into four interleaved sets of counters."
+    one, fours = np.uint32(1), places.size // 4 * 4
+    first, second, third, fourth = counters[0], counters[1], counters[2], counters[3]
     for i in range(0, fours, 4):
-        counters[0, bin_index(x[i], scale)] += 1
-        counters[1, bin_index(x[i + 1], scale)] += 1
-        counters[2, bin_index(x[i + 2], scale)] += 1
-        counters[3, bin_index(x[i + 3], scale)] += 1
-    for i in range(fours, x.size):
-        counters[0, bin_index(x[i], scale)] += 1
+        first[places[i]] += one
+        second[places[i + 1]] += one
+        third[places[i + 2]] += one
+        fourth[places[i + 3]] += one
+    for i in range(fours, places.size):
+        first[places[i]] += one
 
 
 @numba.njit(nogil=True, cache=True)
@@ -139,45 +138,54 @@ def grow_counters(counters, steps):
 
 # %% ../../nbs/statistics/00_histogram.ipynb #f6054e65
 @numba.njit(nogil=True, cache=True)
-def count_kernel(x, counters):
-    "Count a flat array; returns k, lo, hi, zeros, nans, infinities."
-    k = SMALLEST_K
-    lo, hi = np.float32(np.inf), np.float32(-np.inf)
-    zeros = nans = infinities = 0
+def finite_values(x, bits):
+    "The finite values of a block, and the numbers of NaNs and infinities."
+    kept, nans, infinities = np.empty_like(x), 0, 0
+    count = 0
+    for i in range(x.size):
+        size = np.int32(bits[i] & SIZE)
+        if size <= LARGEST_FINITE:
+            kept[count] = x[i]
+            count += 1
+        nans += size > np.int32(0x7F800000)
+        infinities += size == np.int32(0x7F800000)
+    return kept[:count], nans, infinities
+
+
+@numba.njit(nogil=True, cache=True)
+def count_kernel(x, bits, counters):
+    "Count a flat array; returns k, smallest, largest (ordered), zeros, nans, infinities."
+    k, low, high, zeros, nans, infinities = SMALLEST_K, SIZE, np.int32(-0x80000000), 0, 0, 0
+    places = np.empty(BLOCK, np.uint16)
     for start in range(0, x.size, BLOCK):
-        block = x[start : start + BLOCK]
-        block_lo, block_hi, block_zeros, block_nans, block_infinities = scan_block(block)
-        zeros += block_zeros
-        nans += block_nans
-        infinities += block_infinities
-        if block_lo <= block_hi:  # something finite
-            lo, hi = min(lo, block_lo), max(hi, block_hi)
-            largest = max(-block_lo, block_hi)
-            if largest > 0 and math.frexp(largest)[1] > k:
-                new_k = math.frexp(largest)[1]
-                if start > 0:  # before the first block there is nothing to add up
-                    grow_counters(counters, new_k - k)
-                k = new_k
-            count_block(
-                block, np.float32(2.0 ** (BITS - k)), block_nans + block_infinities > 0, counters
-            )
-    return k, lo, hi, zeros, nans, infinities
+        block, block_bits = x[start : start + BLOCK], bits[start : start + BLOCK]
+        lo, hi, largest, none = scan_block(block_bits)
+        if largest > LARGEST_FINITE:
+            block, more_nans, more_infinities = finite_values(block, block_bits)
+            lo, hi, largest, none = scan_block(block.view(np.int32))
+            nans, infinities = nans + more_nans, infinities + more_infinities
+        low, high, zeros = min(low, lo), max(high, hi), zeros + none
+        needed = max((largest >> 23) - 126, SMALLEST_K)
+        if needed > k:
+            if start > 0:  # before the first block there is nothing to add up
+                grow_counters(counters, needed - k)
+            k = needed
+        place_block(block, np.float32(2.0 ** (BITS - k)), places)
+        count_block(places[: block.size], counters)
+    return k, low, high, zeros, nans, infinities
 
 # %% ../../nbs/statistics/00_histogram.ipynb #90ce9732
 def count_numba(x: np.ndarray) -> Counts:
     "Count the float32 values of one array."
     counters = np.zeros((4, 2 * SIDE), np.uint32)
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-    k, lo, hi, zeros, nans, infinities = count_kernel(flat, counters)
-    return Counts(
-        k,
-        counters.sum(0, dtype=np.int64),
-        float(lo),
-        float(hi),
-        int(zeros),
-        int(nans),
-        int(infinities),
-    )
+    k, low, high, *numbers = count_kernel(flat, flat.view(np.int32), counters)
+    bins = counters.sum(0, dtype=np.int64)
+    if low > high:  # nothing finite
+        return Counts(k, bins, math.inf, -math.inf, *map(int, numbers))
+    ends = np.array([ordinal(np.int32(low)), ordinal(np.int32(high))], np.int32).view(np.float32)
+    lo, hi = (float(end) + 0.0 for end in ends)  # -0.0 becomes 0.0
+    return Counts(k, bins, lo, hi, *map(int, numbers))
 
 # %% ../../nbs/statistics/00_histogram.ipynb #12686dbd
 class Histogram:
