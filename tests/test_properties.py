@@ -210,7 +210,9 @@ def test_calibrators_give_ranges_inside_what_was_seen(x, fmt, word):
     counts, chosen = statistics.counts, CALIBRATORS[word](statistics, fmt, Options())
     assert np.isfinite([chosen.lo, chosen.hi]).all() and chosen.lo <= chosen.hi
     if counts.total:
-        assert min(counts.lo, 0) <= chosen.lo and chosen.hi <= max(counts.hi, 0)
+        largest = max(-counts.lo, counts.hi, 0)  # symmetric formats get both sides
+        lowest, highest = (-largest, largest) if fmt.symmetric else (counts.lo, counts.hi)
+        assert min(lowest, 0) <= chosen.lo and chosen.hi <= max(highest, 0)
 
 
 # ---------------------------------------------------------------- sums
