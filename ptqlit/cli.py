@@ -25,7 +25,7 @@ __all__ = ['app', 'ADVICE', 'LATER', 'REFUSED', 'Fmk', 'ModelFile', 'OutputFile'
            'fail', 'run', 'main', 'converter_lite']
 
 # %% ../nbs/92_cli.ipynb #90453f42
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
@@ -263,6 +263,7 @@ def run(arguments: list[str]) -> int:
             typer.echo(f"ptqlit {__version__}")
             return 0
         refuse_flags(arguments)
+        arguments = arguments or ["--help"]
         return app(known_flags(arguments), standalone_mode=False) or 0
     except InputError as error:
         return fail(str(error), error.status)

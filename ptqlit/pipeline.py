@@ -26,7 +26,7 @@ from .calibrators.removal_outlier import removal_outlier
 from .config.file import Config, flag_warnings, requirements
 from .errors import FILE_FAILED, OPERATOR_FAILED, InputError
 from .model.graph import Graph, find_nodes, prepare
-from .model.plan import Plan, load_plan, save_plan
+from .model.plan import Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
 from .quantizers.full import full_plan
@@ -45,14 +45,14 @@ from ptqlit.samples.stream import (
 from .statistics.cluster import observe_cluster
 from .statistics.gpu import counter
 from .statistics.keep import load_statistics, save_statistics, statistics_key
-from .statistics.observe import Statistics, observe, odd_tensors
+from .statistics.observe import Statistics, check_inputs, observe, odd_tensors
 from .storage.apply import apply_plan
 from .storage.write import output_path, serialize, write_model
 
 # %% auto #0
 __all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'progress_bar', 'calibrate',
            'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'key_of', 'statistics_of', 'special_ranges',
-           'messages', 'refuse_files', 'keep_source', 'try_once', 'finish', 'convert', 'apply']
+           'messages', 'refuse_files', 'check_writable', 'keep_source', 'try_once', 'finish', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -193,7 +193,9 @@ def special_ranges(plan: Plan) -> list[str]:
 
 def messages(config: Config, plan: Plan, statistics: Statistics) -> list[str]:
     "Everything that the user should hear."
-    return [*config.warnings, *plan.notes, *special_ranges(plan), *odd_tensors(statistics)]
+    nothing = [] if plan.count("integer") else ["nothing was quantized: every operator stays float"]
+    found = [*special_ranges(plan), *odd_tensors(statistics), *nothing]
+    return [*config.warnings, *plan.notes, *found]
 
 # %% ../nbs/90_pipeline.ipynb #108e8a1c
 def refuse_files(flags: Flags) -> None:
@@ -203,6 +205,13 @@ def refuse_files(flags: Flags) -> None:
             raise InputError(
                 f"{name}: expected samples from the configuration with it, not your own."
             )
+
+
+def check_writable(target: Path) -> None:
+    "Find out before the work whether the output can be written."
+    probe = target.with_name(f".{target.name}.probe")
+    write_whole(probe, b"")
+    probe.unlink()
 
 
 def keep_source(model: str | Path | onnx.ModelProto, target: Path) -> None:
@@ -255,17 +264,20 @@ def convert(
     graph = prepare(model)
     skipped_nodes(graph, config)
     keep_source(model, target)
+    check_writable(target)
     if samples is None:
         statistics = statistics_of(model, graph, config, flags, progress)
     else:
         refuse_files(flags)
         statistics = calibrate(graph, Checked(as_samples(samples), graph), progress, flags)
+    check_inputs(statistics, graph)
     decided = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
     for line in (*flag_warnings(config, flags.optimize), *messages(config, decided, statistics)):
         log.warning(line)
+    conversion = finish(graph, decided, target, flags)
     if plan is not None:
         save_plan(decided, plan)
-    return finish(graph, decided, target, flags)
+    return conversion
 
 # %% ../nbs/90_pipeline.ipynb #1773cb63
 def apply(

@@ -46,7 +46,7 @@ BATCH, PEAK_RATE = 64, 4e-3
 
 CONFIG = """\
 # Full quantization of the digits example: 8-bit weights and activations.
-# Paths are relative to the folder of this file.
+# A folder is looked up from the working directory, then beside this file.
 
 [common_quant_param]
 quant_type=FULL_QUANT

@@ -5,6 +5,7 @@
 # %% ../../nbs/config/10_file.ipynb #b5257348
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ from .weight import WeightQuantParam
 from ..errors import FILE_FAILED, InputError, hint
 
 # %% auto #0
-__all__ = ['MAX_LINES', 'SECTIONS', 'TITLES', 'IDLE_SECTIONS', 'Line', 'strip_comment', 'blank_name', 'broken', 'read_pair',
-           'read_line', 'Block', 'split_lines', 'read_blocks', 'Config', 'read_text', 'build', 'unread',
+__all__ = ['MAX_LINES', 'SECTIONS', 'TITLES', 'IDLE_SECTIONS', 'log', 'Line', 'strip_comment', 'blank_name', 'broken',
+           'read_pair', 'read_line', 'Block', 'split_lines', 'read_blocks', 'Config', 'read_text', 'build', 'unread',
            'needs_samples', 'why_unused', 'unused', 'used_sections', 'print_config', 'section_lines', 'is_given',
            'not_built', 'requirements', 'find_folder', 'flag_warnings']
 
@@ -209,7 +210,7 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8", "surrogateescape")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        message = f"{shorten(str(path))}: cannot read the configuration: {reason}."
+        message = f"{shorten(str(path), 4096)}: cannot read the configuration: {reason}."
         raise InputError(message, FILE_FAILED) from None
 
 
@@ -344,10 +345,17 @@ def requirements(config: Config) -> list[str]:
     ]
 
 # %% ../../nbs/config/10_file.ipynb #67826ec1
+log = logging.getLogger("ptqlit")
+
+
 def find_folder(config: Config, folder: str) -> Path:
     "A folder of samples: from the working directory, or else from the configuration's own folder."
     here, beside = Path(folder), config.folder / folder
-    return beside if not os.path.exists(here) and os.path.exists(beside) else here
+    if not os.path.exists(here):
+        return beside if os.path.exists(beside) else here
+    if os.path.exists(beside) and not os.path.samefile(here, beside):
+        log.warning("%s: taken from the working directory, not from %s beside it.", folder, beside)
+    return here
 
 # %% ../../nbs/config/10_file.ipynb #857342a7
 def flag_warnings(config: Config, optimize: str = "general") -> list[str]:

@@ -36,10 +36,10 @@ def read_proto(path: Path) -> onnx.ModelProto:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot read the model: {reason}.", MODEL_INVALID) from None
     except Exception as error:  # protobuf raises classes of its own
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path}: not an ONNX model ({reason}).", MODEL_INVALID) from None
+        reason = f"not an ONNX model, or cut off ({type(error).__name__})"
+        raise InputError(f"{path}: {reason}.", MODEL_INVALID) from None
     if not proto.graph.output or not proto.opset_import:
-        reason = "it has no graph outputs or no opset"
+        reason = "the file is empty" if not path.stat().st_size else "it has no outputs or no opset"
         raise InputError(f"{path}: not an ONNX model: {reason}.", MODEL_INVALID)
     return proto
 

@@ -129,12 +129,13 @@ def list_files(folder: Path, name: str, count: int) -> list[Path]:
         ]
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot open the folder of input {name}: {error.strerror}.", PATH_FAILED
+            f'{folder}: cannot open the folder of the input "{name}": {error.strerror}.',
+            PATH_FAILED,
         ) from None
     files.sort(key=lambda path: path.name.encode("utf-8", "surrogateescape"))
     if len(files) < count:
         raise InputError(
-            f"{folder}: {len(files)} files for input {name}: expected at least calibrate_size={count}.",
+            f'{folder}: {len(files)} files for the input "{name}": expected at least calibrate_size={count}.',
             FILE_FAILED,
         )
     return files[:count]
@@ -205,6 +206,9 @@ def fix_shape(wanted: Input, shape: tuple[int, ...]) -> Input:
 # %% ../../nbs/samples/00_stream.ipynb #3745e955
 def check_sample(sample: Sample, inputs: list[Input], source: str) -> Sample:
     "The sample itself, or an InputError that says which input does not fit the model."
+    if not isinstance(sample, dict):
+        kind = type(sample).__name__
+        raise InputError(f"{source}: a {kind}; expected a dictionary of {{input: array}}.")
     for wanted in inputs:
         array = sample.get(wanted.name)
         if array is None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..errors import InputError
 from ..model.graph import Graph, layer_of
 from ..model.runtime import activations, calibration_session
 from ..samples.stream import Samples, shared
@@ -22,7 +23,7 @@ from .moments import ChannelMeans, ExactSum
 
 # %% auto #0
 __all__ = ['OUTER', 'Counter', 'outer_values', 'TensorStatistics', 'Statistics', 'channel_axes', 'empty_statistics',
-           'sample_bytes', 'in_flight', 'observe', 'odd_tensors']
+           'sample_bytes', 'in_flight', 'observe', 'check_inputs', 'odd_tensors']
 
 # %% ../../nbs/statistics/02_observe.ipynb #b33862ae
 OUTER = np.float32(1e-4), np.float32(0.9999)  # parts of a sample below its two outer values
@@ -170,6 +171,13 @@ def observe(
     return total
 
 # %% ../../nbs/statistics/02_observe.ipynb #7259bcff
+def check_inputs(statistics: Statistics, graph: Graph) -> None:
+    "Refuse statistics of an input that never held a finite value: all that follows would be noise."
+    for name in (i.name for i in graph.inputs if i.name in statistics.tensors):
+        if statistics.samples and not statistics.tensors[name].counts.total:
+            raise InputError(f"{name}: no sample holds a finite value; expected numbers.")
+
+
 def odd_tensors(statistics: Statistics) -> list[str]:
     "One line for each tensor that held NaN or infinite values."
     return [
