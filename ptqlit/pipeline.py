@@ -210,8 +210,10 @@ def refuse_files(flags: Flags) -> None:
 def check_writable(target: Path) -> None:
     "Find out before the work whether the output can be written."
     probe = target.with_name(f".{target.name}.probe")
-    write_whole(probe, b"")
-    probe.unlink()
+    try:
+        write_whole(probe, b"").unlink()
+    except InputError as error:
+        raise InputError(str(error).replace(str(probe), str(target)), error.status) from None
 
 
 def keep_source(model: str | Path | onnx.ModelProto, target: Path) -> None:
@@ -264,7 +266,8 @@ def convert(
     graph = prepare(model)
     skipped_nodes(graph, config)
     keep_source(model, target)
-    check_writable(target)
+    for path in filter(None, (target, plan and Path(plan))):
+        check_writable(path)
     if samples is None:
         statistics = statistics_of(model, graph, config, flags, progress)
     else:
