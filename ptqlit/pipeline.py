@@ -52,7 +52,8 @@ from .storage.write import output_path, serialize, write_model
 # %% auto #0
 __all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'progress_bar', 'calibrate',
            'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'key_of', 'statistics_of', 'special_ranges',
-           'messages', 'refuse_files', 'check_writable', 'keep_source', 'try_once', 'finish', 'convert', 'apply']
+           'messages', 'refuse_files', 'refuse_mixed', 'check_writable', 'keep_source', 'try_once', 'finish', 'convert',
+           'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -207,6 +208,12 @@ def refuse_files(flags: Flags) -> None:
             )
 
 
+def refuse_mixed(flags: Flags) -> None:
+    "A cluster's workers count in their own way; flags that they would ignore are refused."
+    if flags.cluster and (flags.calibrate_device != "cpu" or flags.memory is not None):
+        raise InputError("--cluster: expected without --calibrateDevice and --calibrateMemory.")
+
+
 def check_writable(target: Path) -> None:
     "Find out before the work whether the output can be written."
     probe = target.with_name(f".{target.name}.probe")
@@ -262,6 +269,7 @@ def convert(
 ) -> Conversion:
     "Quantize a model as a configuration says, write the file, and look at what the runtime makes of it."
     config, target = as_config(config), output_path(output)
+    refuse_mixed(flags)
     refuse_unready(config, samples is not None)
     graph = prepare(model)
     skipped_nodes(graph, config)
