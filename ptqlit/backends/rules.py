@@ -5,7 +5,7 @@
 # %% ../../nbs/backends/00_rules.ipynb #78d5f2d9
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -145,20 +145,26 @@ def readers(node: ir.Node) -> list[ir.Node]:
     return [use.node for value in node.outputs for use in value.uses()]
 
 
-def reads_codes(node: ir.Node, decided: dict[str, Decision]) -> bool:
-    "Whether some integer operator reads the result, directly or behind absorbed nodes."
+def reads_codes(node: ir.Node, decided: dict[str, Decision], ends: Set[str] = frozenset()) -> bool:
+    "Whether an integer operator reads the result, also behind absorbed nodes, or it is an output with codes (`ends`)."
+    if any(value.name in ends for value in node.outputs):
+        return True
     for reader in readers(node):
         kind = kind_of(reader, decided)
-        if kind in (INTEGER, PASS_THROUGH) or (kind == ABSORBED and reads_codes(reader, decided)):
+        behind = kind == ABSORBED and reads_codes(reader, decided, ends)
+        if kind in (INTEGER, PASS_THROUGH) or behind:
             return True
     return False
 
 
-def drop_what_costs(graph: Graph, decided: dict[str, Decision]) -> dict[str, Decision]:
+def drop_what_costs(
+    graph: Graph, decided: dict[str, Decision], ends: Set[str] = frozenset()
+) -> dict[str, Decision]:
     "Send operators that no integer operator reads back to float, and what they had absorbed."
     for node in reversed(graph.nodes):
         rule = decided[node.name].rule
-        if rule is None or rule.role == LAYER or rule.always_pays or reads_codes(node, decided):
+        needed = rule is None or rule.role == LAYER or rule.always_pays
+        if needed or reads_codes(node, decided, ends):
             continue
         decided[node.name] = Decision(FLOAT, "does not pay: only float operators read it")
         for reader in readers(node):
@@ -167,29 +173,34 @@ def drop_what_costs(graph: Graph, decided: dict[str, Decision]) -> dict[str, Dec
     return decided
 
 # %% ../../nbs/backends/00_rules.ipynb #165f86ce
-def gives_floats(node: ir.Node, decided: dict[str, Decision]) -> bool:
+def gives_floats(node: ir.Node, decided: dict[str, Decision], ends: Set[str] = frozenset()) -> bool:
     "Whether an integer layer writes floats: it has such a kernel, and nobody reads codes from it."
     rule = decided[node.name].rule
-    if rule is None or not rule.float_output or reads_codes(node, decided):
+    if rule is None or not rule.float_output or reads_codes(node, decided, ends):
         return False
     if any(kind_of(reader, decided) == ABSORBED for reader in readers(node)):
         return False
     return not (node.op_type == "MatMul" and any(r.op_type == "Add" for r in readers(node)))
 
 
-def kernel_of(node: ir.Node, decided: dict[str, Decision]) -> str:
+def kernel_of(node: ir.Node, decided: dict[str, Decision], ends: Set[str] = frozenset()) -> str:
     "The kernel that a node is expected to become; empty for float and absorbed nodes."
     rule = decided[node.name].rule
     if rule is None:
         return ""
-    return rule.float_output + FLOATS if gives_floats(node, decided) else rule.kernel
+    return rule.float_output + FLOATS if gives_floats(node, decided, ends) else rule.kernel
 
 
-def decide(graph: Graph, backend: Backend, skipped: set[str] = frozenset()) -> tuple[NodePlan, ...]:
+def decide(
+    graph: Graph,
+    backend: Backend,
+    skipped: Set[str] = frozenset(),  # names of nodes to leave alone
+    ends: Set[str] = frozenset(),  # names of outputs that are asked for as codes
+) -> tuple[NodePlan, ...]:
     "What becomes of every node of a graph, and why."
-    decided = drop_what_costs(graph, first_guess(graph, backend, set(skipped)))
+    decided = drop_what_costs(graph, first_guess(graph, backend, set(skipped)), ends)
     plans = []
     for node in graph.nodes:
-        decision, kernel = decided[node.name], kernel_of(node, decided)
+        decision, kernel = decided[node.name], kernel_of(node, decided, ends)
         plans.append(NodePlan(node.name, node.op_type, decision.kind, kernel, decision.reason))
     return tuple(plans)
