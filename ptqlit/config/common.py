@@ -50,7 +50,7 @@ class CommonQuantParam(Section):
     enable_encode: Boolean = key(
         True, "compress the stored weights", since="master", later=True, modes=WEIGHT
     )
-    workspace: Folder = key("", "where temporary files of large models go", since="-", later=True)
+    workspace: Folder = key("", "where temporary files of large models go", since="-")
 
     @model_validator(mode="after")
     def widths(self):
