@@ -158,6 +158,6 @@ def workers_of_this_process() -> list[int]:
 
 def test_a_worker_that_is_killed_from_outside(whole, tmp_path):
     killer = Killer()
-    found = observe_cluster(str(MODEL), pictures, SIZE, "local:4", killer)
+    found = observe_cluster(str(MODEL), pictures, SIZE, "local:2", killer)
     assert killer.pid and gone(killer.pid)
     assert bits(found, tmp_path) == whole
