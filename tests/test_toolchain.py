@@ -77,6 +77,15 @@ def test_wheel_holds_exactly_the_modules(tmp_path):
     assert "ptqlit = ptqlit.cli:main" in text and "converter_lite = ptqlit.cli:conv" in text
 
 
+def test_make_help_lists_every_target():
+    done = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, check=True,
+                          capture_output=True, text=True)
+    named = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    lines = done.stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == named and "bench-gpu" in named
+    assert len({re.match(r" +\S+ +", line).end() for line in lines}) == 1, "texts in one column"
+
+
 # ---------------------------------------------------------------- notebooks as text
 
 def test_text_and_put_give_the_same_bytes(tmp_path):
