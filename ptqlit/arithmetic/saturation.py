@@ -35,7 +35,7 @@ def pair_sums(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/arithmetic/04_saturation.ipynb #4db1b0a7
 def pair_limits(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "The lowest and the highest sum of each pair over all activation codes 0..255: (pairs, columns) twice."
+    "Lowest and highest sum of each pair over all activations 0..255, both (pairs, columns)."
     first, second = 255 * even(w, 0)[0::2], 255 * even(w, 0)[1::2]
     lowest = np.minimum(first, 0) + np.minimum(second, 0)
     return lowest, np.maximum(first, 0) + np.maximum(second, 0)
@@ -47,7 +47,7 @@ def exact_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def saturating_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    "int64 sums of an older processor, for uint8 `x` and int8 `w`: pairs of neighbours along K, cut to 16 bits."
+    "int64 sums of an older processor: pairs of neighbours along K are cut to 16 bits."
     sums, (lowest, highest) = exact_product(x, w), pair_limits(w)
     danger = (lowest < INT16.qmin) | (highest > INT16.qmax)
     x, w = even(x, 1), even(w, 0)
@@ -59,7 +59,7 @@ def saturating_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/arithmetic/04_saturation.ipynb #5db10d5b
 def weight_matrix(codes: np.ndarray, axis: int = 0) -> np.ndarray:
-    "Weight codes as (K, output channels): kernel positions, then input channels; `axis` counts output channels."
+    "Codes as (K, outputs): by kernel position, then input channel; `axis` counts outputs."
     moved = np.moveaxis(codes, axis, -1)  # (in, *kernel, out) for a convolution
     if codes.ndim > 2:
         moved = np.moveaxis(moved, 0, -2)  # (*kernel, in, out)
@@ -74,7 +74,7 @@ def patches(
     pads: Sequence[int],  # all begins, then all ends
     fill: int,  # the code outside the picture: the zero point
 ) -> np.ndarray:
-    "The codes under the kernel for each output pixel, (N, *output space, K), in the order of `weight_matrix`."
+    "What lies under the kernel, (N, *output space, K), K in the order of `weight_matrix`."
     n = len(kernel)
     x = np.pad(x, [(0, 0), *zip(pads[:n], pads[n:]), (0, 0)], constant_values=fill)
     spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations)]
@@ -110,7 +110,7 @@ def layer_sums(
 
 # %% ../../nbs/arithmetic/04_saturation.ipynb #ce1bc63f
 def largest_pair(codes: np.ndarray, axis: int = 0, group: int = 1) -> np.ndarray:
-    "The largest magnitude of a 16-bit sum in each output channel, over all activation codes 0..255; int32."
+    "Largest magnitude of a 16-bit sum in each output channel, over all activations; int32."
     matrix = weight_matrix(codes, axis)
     if not adds_pairs(codes.shape, group):
         return 255 * np.abs(matrix.astype(np.int32)).max(axis=0)
@@ -119,7 +119,7 @@ def largest_pair(codes: np.ndarray, axis: int = 0, group: int = 1) -> np.ndarray
 
 
 def can_saturate(codes: np.ndarray, axis: int = 0, group: int = 1) -> np.ndarray:
-    "Which output channels of int8 weights can leave 16 bits on a processor without VNNI, by their weights alone."
+    "Which output channels can leave 16 bits without VNNI, by their weight codes alone."
     return largest_pair(codes, axis, group) > INT16.qmax
 
 # %% ../../nbs/arithmetic/04_saturation.ipynb #6f9f2a74
@@ -131,7 +131,7 @@ INT7 = NumberFormat(
 def portable_affine(
     weight: np.ndarray, affine: Affine, fmt: NumberFormat, axis: int = 0, group: int = 1
 ) -> Affine:  # fmt: skip
-    "Scales as little wider as it takes until no output channel of the weight's codes can saturate; zero points 0."
+    "The scales, as little wider as it takes until no output channel can saturate."
     scale = affine.scale.copy()
     while True:
         codes = quantize(weight, Affine(scale, affine.zero_point), fmt, axis)
