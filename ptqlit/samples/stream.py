@@ -21,7 +21,7 @@ from ..model.graph import Graph, Input
 
 # %% auto #0
 __all__ = ['log', 'Sample', 'Samples', 'Recipes', 'shared', 'FromReader', 'as_samples', 'Spool', 'rereadable', 'list_files',
-           'files_of', 'warn_unpaired', 'parse_shapes', 'fix_shapes', 'fix_shape', 'check_sample']
+           'files_of', 'warn_unpaired', 'parse_shapes', 'fix_shapes', 'fix_shape', 'check_array', 'check_sample']
 
 # %% ../../nbs/samples/00_stream.ipynb #b292c68d
 log = logging.getLogger("ptqlit")
@@ -204,21 +204,34 @@ def fix_shape(wanted: Input, shape: tuple[int, ...]) -> Input:
     return replace(wanted, shape=shape)
 
 # %% ../../nbs/samples/00_stream.ipynb #3745e955
+def check_array(array: np.ndarray, wanted: Input, source: str) -> np.ndarray:
+    "The array itself, or an InputError: `source` (a file, a sample) does not fit the model's input."
+    if not isinstance(array, np.ndarray):
+        kind = type(array).__name__
+        raise InputError(f'{source}: input "{wanted.name}" is a {kind}: expected a NumPy array.')
+    fits = len(array.shape) == len(wanted.shape) and all(
+        not isinstance(w, int) or w == got for w, got in zip(wanted.shape, array.shape)
+    )
+    if not fits or array.dtype != wanted.dtype:
+        shape = ", ".join(str(d) for d in wanted.shape)
+        raise InputError(
+            f'{source}: input "{wanted.name}" is {array.dtype} {array.shape}: expected {wanted.dtype} ({shape}).'
+        )
+    return array
+
+
 def check_sample(sample: Sample, inputs: list[Input], source: str) -> Sample:
     "The sample itself, or an InputError that says which input does not fit the model."
     if not isinstance(sample, dict):
         kind = type(sample).__name__
         raise InputError(f"{source}: a {kind}; expected a dictionary of {{input: array}}.")
+    names = [wanted.name for wanted in inputs]
+    for name in sample:
+        if name not in names:
+            known = hint(str(name), names) or f" Its inputs: {', '.join(names)}."
+            raise InputError(f'{source}: the model has no input "{name}".{known}')
     for wanted in inputs:
-        array = sample.get(wanted.name)
-        if array is None:
+        if wanted.name not in sample:
             raise InputError(f'{source}: no array for the input "{wanted.name}".')
-        fits = len(array.shape) == len(wanted.shape) and all(
-            not isinstance(w, int) or w == got for w, got in zip(wanted.shape, array.shape)
-        )
-        if not fits or array.dtype != wanted.dtype:
-            shape = ", ".join(str(d) for d in wanted.shape)
-            raise InputError(
-                f'{source}: input "{wanted.name}" is {array.dtype} {array.shape}: expected {wanted.dtype} ({shape}).'
-            )
+        check_array(sample[wanted.name], wanted, source)
     return sample
