@@ -15,7 +15,7 @@ from builders import Net, chain, conv, op, run
 from ptqlit import Config, InputError
 from ptqlit.errors import FILE_FAILED, INPUT_INVALID
 from ptqlit.model.graph import Graph, prepare
-from ptqlit.samples.bin import bin_samples
+from ptqlit.samples.bin import bin_samples, looks_turned
 from ptqlit.samples.image import decode, image_samples
 from ptqlit.statistics.observe import Statistics, observe
 
@@ -287,3 +287,25 @@ def test_a_model_of_two_pictures(tmp_path):
     for name, layout in (("x", "NCHW"), ("y", "NHWC")):
         expected = by_opencv(tmp_path / name / "a.png", "BGR", True, "LINEAR", (13, 10))
         assert np.array_equal(sample[name], in_layout(expected, layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["colour", "grey", "grey, normalized", "noise", "one channel"])
+def test_a_wrong_layout_is_noticed(kind, layout):
+    """Pictures in the wrong layout are, those in the right one and what is no picture are not."""
+    for seed in range(5):
+        image = picture(64, 48, seed).astype(np.float32)
+        if kind.startswith("grey"):
+            image = np.repeat(image[..., :1], 3, axis=2)
+        if kind == "grey, normalized":
+            image = (image - np.float32(MEAN)) / np.float32(STD)
+        if kind == "noise":
+            image = np.random.default_rng(seed).normal(size=(64, 48, 3)).astype(np.float32)
+        if kind == "one channel":
+            image = image[..., :1]
+        right = in_layout(image, layout)
+        other = in_layout(image, LAYOUTS[layout == "NCHW"])
+        assert not looks_turned(right, layout)
+        assert looks_turned(other.reshape(right.shape), layout) == (
+            kind not in ("noise", "one channel")
+        )
