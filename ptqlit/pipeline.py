@@ -30,6 +30,8 @@ from .model.plan import Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
 from .quantizers.full import full_plan
+from .quantizers.weight import WeightOptions, weight_plan
+from .reports.inspect import StoredTable, stored_table
 from .reports.verify import VerifyTable, verify
 from .samples.bin import bin_samples
 from .samples.image import image_samples
@@ -52,8 +54,8 @@ from .storage.write import output_path, serialize, write_model
 # %% auto #0
 __all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'progress_bar', 'calibrate',
            'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'key_of', 'statistics_of', 'special_ranges',
-           'messages', 'refuse_files', 'refuse_mixed', 'check_writable', 'keep_source', 'try_once', 'finish', 'convert',
-           'apply']
+           'messages', 'refuse_files', 'refuse_mixed', 'check_writable', 'keep_source', 'try_once', 'look', 'finish',
+           'weight_options', 'convert_weights', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -67,7 +69,7 @@ class Conversion:
 
     path: Path  # the written file
     plan: Plan  # every decision
-    table: VerifyTable  # what the runtime made of it
+    table: VerifyTable | StoredTable  # what the runtime made of it
 
     def __iter__(self):
         return iter((self.path, self.plan, self.table))
@@ -246,6 +248,11 @@ def try_once(model: bytes, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> 
             f"--infer: the quantized model does not run: {reason}", OPERATOR_FAILED
         ) from None
 
+# %% ../nbs/90_pipeline.ipynb #bed99d4c
+def look(path: Path, plan: Plan) -> VerifyTable | StoredTable:
+    "The table that a conversion ends with."
+    return stored_table(path, plan) if plan.mode == "WEIGHT_QUANT" else verify(path, plan)
+
 # %% ../nbs/90_pipeline.ipynb #8cf6fe20
 def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Conversion:
     "Write the file of a Plan and verify it."
@@ -253,7 +260,35 @@ def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Co
     if flags.infer:
         try_once(serialize(model), graph, parse_shapes(flags.input_shape))
     path = write_model(model, target)
-    return Conversion(path, plan, verify(path, plan))
+    return Conversion(path, plan, look(path, plan))
+
+# %% ../nbs/90_pipeline.ipynb #842e6e9b
+def weight_options(config: Config) -> WeightOptions:
+    "What a configuration says about stored weights."
+    common, weight = config.common, config.weight
+    return WeightOptions(
+        bits=common.bit_num,
+        per_channel=weight.per_channel,
+        correction=weight.bias_correction,
+        encode=common.enable_encode,
+        on_the_fly=weight.dequant_strategy == "ON_THE_FLY",
+        min_size=common.min_quant_weight_size,
+        min_channels=common.min_quant_weight_channel,
+    )
+
+
+def convert_weights(
+    graph: Graph, config: Config, target: Path, plan: str | Path | None, flags: Flags
+) -> Conversion:  # fmt: skip
+    "Store the weights of a model as a configuration says."
+    skipped = skipped_nodes(graph, config)
+    decided = weight_plan(graph, weight_options(config), skipped, str(config))
+    for line in (*flag_warnings(config, flags.optimize), *config.warnings, *decided.notes):
+        log.warning(line)
+    conversion = finish(graph, decided, target, flags)
+    if plan is not None:
+        save_plan(decided, plan)
+    return conversion
 
 # %% ../nbs/90_pipeline.ipynb #b50678b3
 def convert(
@@ -276,6 +311,8 @@ def convert(
     keep_source(model, target)
     for path in filter(None, (target, plan and Path(plan))):
         check_writable(path)
+    if config.common.quant_type == "WEIGHT_QUANT":
+        return convert_weights(graph, config, target, plan, flags)
     if samples is None:
         statistics = statistics_of(model, graph, config, flags, progress)
     else:
