@@ -55,7 +55,7 @@ from .storage.write import output_path, serialize, write_model
 __all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'progress_bar', 'calibrate',
            'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'key_of', 'statistics_of', 'special_ranges',
            'messages', 'refuse_files', 'refuse_mixed', 'check_writable', 'keep_source', 'try_once', 'look', 'finish',
-           'weight_options', 'convert_weights', 'convert', 'apply']
+           'weight_options', 'counting_flags', 'convert_weights', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -262,7 +262,7 @@ def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Co
     path = write_model(model, target)
     return Conversion(path, plan, look(path, plan))
 
-# %% ../nbs/90_pipeline.ipynb #842e6e9b
+# %% ../nbs/90_pipeline.ipynb #2424c6d1
 def weight_options(config: Config) -> WeightOptions:
     "What a configuration says about stored weights."
     common, weight = config.common, config.weight
@@ -277,10 +277,19 @@ def weight_options(config: Config) -> WeightOptions:
     )
 
 
+def counting_flags(flags: Flags) -> list[str]:
+    "The flags given that speak of calibration."
+    names = ("statistics_file", "cluster", "calibrate_device", "memory")
+    return [name for name in names if getattr(flags, name) != getattr(Flags(), name)]
+
+
 def convert_weights(
-    graph: Graph, config: Config, target: Path, plan: str | Path | None, flags: Flags
+    graph: Graph, config: Config, target: Path, plan: str | Path | None, flags: Flags,
+    given: Iterable[str] = (),
 ) -> Conversion:  # fmt: skip
-    "Store the weights of a model as a configuration says."
+    "Store the weights of a model as a configuration says; `given` are arguments that serve nothing here."
+    for name in (*given, *counting_flags(flags)):
+        log.warning(f"{name}: not used with quant_type=WEIGHT_QUANT.")
     skipped = skipped_nodes(graph, config)
     decided = weight_plan(graph, weight_options(config), skipped, str(config))
     for line in (*flag_warnings(config, flags.optimize), *config.warnings, *decided.notes):
@@ -312,7 +321,8 @@ def convert(
     for path in filter(None, (target, plan and Path(plan))):
         check_writable(path)
     if config.common.quant_type == "WEIGHT_QUANT":
-        return convert_weights(graph, config, target, plan, flags)
+        given = [name for name, value in (("samples", samples), ("backend", backend)) if value]
+        return convert_weights(graph, config, target, plan, flags, given)
     if samples is None:
         statistics = statistics_of(model, graph, config, flags, progress)
     else:
