@@ -248,7 +248,7 @@ def try_once(model: bytes, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> 
             f"--infer: the quantized model does not run: {reason}", OPERATOR_FAILED
         ) from None
 
-# %% ../nbs/90_pipeline.ipynb #bed99d4c
+# %% ../nbs/90_pipeline.ipynb #7449fa25
 def look(path: Path, plan: Plan) -> VerifyTable | StoredTable:
     "The table that a conversion ends with."
     return stored_table(path, plan) if plan.mode == "WEIGHT_QUANT" else verify(path, plan)
@@ -262,7 +262,7 @@ def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Co
     path = write_model(model, target)
     return Conversion(path, plan, look(path, plan))
 
-# %% ../nbs/90_pipeline.ipynb #2424c6d1
+# %% ../nbs/90_pipeline.ipynb #4185cc94
 def weight_options(config: Config) -> WeightOptions:
     "What a configuration says about stored weights."
     common, weight = config.common, config.weight
