@@ -5,7 +5,10 @@
 # %% ../../nbs/storage/05_write.ipynb #d5d54f0e
 from __future__ import annotations
 
-import json
+import glob
+import hashlib
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +18,16 @@ from onnx import numpy_helper
 
 from ..errors import FILE_FAILED, InputError
 from ..model.plan import write_whole
-from .weights import METADATA
+from ..model.runtime import is_large, save_split
 
 # %% auto #0
-__all__ = ['Makers', 'constants_of', 'axis_of', 'check_axis', 'check_linear', 'check_bias', 'check_step', 'node_fault',
-           'validate', 'serialize', 'output_path', 'write_model']
+__all__ = ['Makers', 'constants_of', 'axis_of', 'check_axis', 'check_linear', 'check_bias', 'validate', 'with_versions',
+           'serialize', 'output_path', 'write_model', 'data_name', 'check_split', 'write_split']
 
 # %% ../../nbs/storage/05_write.ipynb #c3367cd6
 def constants_of(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    "The initializers of a model by name, and type and shape of what is computed from them alone."
-    found = {tensor.name: tensor for tensor in proto.graph.initializer}
-    shapes = {value.name: value.type.tensor_type for value in proto.graph.value_info}
-    for node in proto.graph.node:
-        if node.input and all(name in found for name in node.input):
-            for name in node.output:
-                kind = shapes.get(name, onnx.TypeProto.Tensor())
-                dims = [dim.dim_value for dim in kind.shape.dim]
-                found[name] = onnx.TensorProto(name=name, dims=dims, data_type=kind.elem_type)
-    return found
+    "The initializers of a model by name."
+    return {tensor.name: tensor for tensor in proto.graph.initializer}
 
 
 def axis_of(node: onnx.NodeProto) -> int:
@@ -78,45 +73,30 @@ def check_bias(node: onnx.NodeProto, makers: Makers, constants: dict[str, onnx.T
     return "" if np.array_equal(s_x * s_w, s_b) else "the bias's scale is not s_x * s_w"
 
 
-def check_step(name: str, makers: Makers, constants: dict[str, onnx.TensorProto]) -> str:
-    "Whether the step of a stored weight is finite and positive; empty when it is, or when a DequantizeLinear has it."
-    node = makers[name]
-    while node.op_type in ("Cast", "Add"):
-        node = makers[node.input[0]]
-    step = numpy_helper.to_array(constants[node.input[1]])
-    good = node.op_type != "Mul" or (np.isfinite(step).all() and (step > 0).all())
-    return "" if good else "its step is not finite and positive"
-
-
-def node_fault(
-    node: onnx.NodeProto, makers: Makers, constants: dict[str, onnx.TensorProto]
-) -> str:  # fmt: skip
-    "What is wrong with a node; empty when nothing is."
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        return check_linear(node, constants)
-    return check_bias(node, makers, constants)
-
-
 def validate(proto: onnx.ModelProto) -> None:
     "Raise InputError (FILE_FAILED) for a quantized model that a runtime would load and compute wrongly."
     constants = constants_of(proto)
     makers = {output: node for node in proto.graph.node for output in node.output}
-    said = next((entry.value for entry in proto.metadata_props if entry.key == METADATA), "{}")
-    found = [(node.name, node_fault(node, makers, constants)) for node in proto.graph.node]
-    found += [(name, check_step(name, makers, constants)) for name in json.loads(said)]
-    for name, wrong in found:
+    for node in proto.graph.node:
+        linear = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        wrong = check_linear(node, constants) if linear else check_bias(node, makers, constants)
         if wrong:
-            raise InputError(f"{name}: the file would be wrong: {wrong}.", FILE_FAILED)
+            raise InputError(f"{node.name}: the file would be wrong: {wrong}.", FILE_FAILED)
 
 # %% ../../nbs/storage/05_write.ipynb #abfda572
-def serialize(model: ir.Model) -> bytes:
-    "The bytes of a model: validated, with plain versions, equal for equal models; InputError (FILE_FAILED)."
+def with_versions(model: ir.Model) -> ir.Model:
+    "The model, with the producer's name and the lowest file format that its opsets allow."
     from ptqlit import __version__
 
-    proto = ir.to_proto(model)
-    opsets = list(proto.opset_import)
-    proto.ir_version = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
-    proto.producer_name, proto.producer_version = "ptqlit", __version__
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+    model.ir_version = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+    model.producer_name, model.producer_version = "ptqlit", __version__
+    return model
+
+
+def serialize(model: ir.Model) -> bytes:
+    "The bytes of a model: validated, with plain versions, equal for equal models; InputError (FILE_FAILED)."
+    proto = ir.to_proto(with_versions(model))
     validate(proto)
     try:
         onnx.checker.check_model(proto)
@@ -135,4 +115,41 @@ def output_path(name: str | Path) -> Path:
 
 def write_model(model: ir.Model, path: str | Path) -> Path:
     "Write a quantized model, whole or not at all; returns where it stands."
-    return write_whole(output_path(path), serialize(model))
+    path = output_path(path)
+    return write_split(model, path) if is_large(model) else write_whole(path, serialize(model))
+
+# %% ../../nbs/storage/05_write.ipynb #5a16d9bf
+def data_name(model: ir.Model, path: Path) -> str:
+    "The name of the file for a model's tensors: that of the model, and a hash of all tensors."
+    digest = hashlib.sha256()
+    for name, value in sorted(model.graph.initializers.items()):
+        digest.update(f"{name} {value.dtype} {value.shape} ".encode())
+        digest.update(np.ascontiguousarray(value.const_value.numpy()).data)
+    return f"{path.name}.{digest.hexdigest()[:12]}.data"
+
+
+def check_split(path: Path) -> None:
+    "Validate a model in two files; InputError (FILE_FAILED) for a wrong one."
+    validate(onnx.load(path, load_external_data=False))
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"the model cannot be written: {error}.", FILE_FAILED) from None
+
+
+def write_split(model: ir.Model, path: Path) -> Path:
+    "Write a model whose tensors stand in a file beside it; both whole, or neither."
+    data = data_name(model, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            made = save_split(with_versions(model), Path(folder) / path.name, data)
+            check_split(made)
+            os.replace(Path(folder) / data, path.with_name(data))
+            os.replace(made, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the file: {error.strerror}.", FILE_FAILED) from None
+    for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
+        if old.name != data:
+            old.unlink()
+    return path
