@@ -13,12 +13,12 @@ import onnx_ir as ir
 from ..errors import InputError
 
 # %% auto #0
-__all__ = ['check_codes', 'reference_stream', 'from_reference_stream', 'plane_layout', 'cube_shape', 'field_shifts', 'pack_plane',
-           'to_cube', 'pack', 'packed_bytes', 'unpack', 'Chain', 'fields_of', 'reshaped', 'unpack_rest', 'plane_names',
-           'unpack_chain']
+__all__ = ['unsigned_codes', 'reference_stream', 'from_reference_stream', 'plane_layout', 'cube_shape', 'field_shifts',
+           'pack_plane', 'to_cube', 'pack', 'packed_bytes', 'unpack', 'Chain', 'fields_of', 'reshaped', 'unpack_rest',
+           'plane_names', 'unpack_chain']
 
 # %% ../../nbs/arithmetic/01_bits.ipynb #df371027
-def check_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+def unsigned_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     "The codes as uint16; InputError unless there are some, all of them integers in 0..2^bits - 1, and 1 <= bits <= 16."
     if not 1 <= bits <= 16:
         raise InputError(f"{bits} bits for a code: expected 1..16.")
@@ -34,7 +34,7 @@ def check_codes(codes: np.ndarray, bits: int) -> np.ndarray:
 # %% ../../nbs/arithmetic/01_bits.ipynb #a1559a40
 def reference_stream(codes: np.ndarray, bits: int) -> np.ndarray:
     "Signed codes as one stream of bits in uint8, above 8 bits in uint16 (specification sheet, section 4.7)."
-    shifted = check_codes(np.asarray(codes) + np.int64(1 << bits >> 1), bits).astype("<u2")
+    shifted = unsigned_codes(np.asarray(codes) + np.int64(1 << bits >> 1), bits).astype("<u2")
     as_bytes = shifted.reshape(-1, 1).view(np.uint8)
     stream = np.unpackbits(as_bytes, axis=1, count=bits, bitorder="little").ravel()
     unit = 8 if bits <= 8 else 16
@@ -86,7 +86,7 @@ def to_cube(codes: np.ndarray, bits: int) -> np.ndarray:
 
 def pack(codes: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
     "Planes (uint8) of unsigned codes of 1..16 bits, in the order of `plane_layout`; InputError for codes that do not fit."
-    codes, rest = check_codes(codes, bits), bits % 8
+    codes, rest = unsigned_codes(codes, bits), bits % 8
     planes = [(codes >> low).astype(np.uint8) for width, low in plane_layout(bits) if width == 8]
     if rest:
         cube = to_cube(codes >> bits - rest, rest)
@@ -144,7 +144,7 @@ class Chain:
     def node(self, operator: str, *inputs: ir.Value | np.ndarray, **attributes) -> ir.Value:
         "The output of a new node; inputs given as arrays become small constants."
         values = [v if isinstance(v, ir.Value) else self.small(v) for v in inputs]
-        name = self.free(f"{self.name}_unpack_{len(self.nodes)}")
+        name = self.free(f"unpack_{len(self.taken)}")
         made = ir.node(operator, values, attributes=attributes, name=name)
         made.outputs[0].name = name
         self.nodes.append(made)
