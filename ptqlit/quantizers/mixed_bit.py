@@ -5,7 +5,6 @@
 # %% ../../nbs/quantizers/04_mixed_bit.ipynb #200387a6
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -217,7 +216,7 @@ def stand_in(graph: Graph, natural: bool, shapes: dict[str, tuple[int, ...]], se
     return sample
 
 # %% ../../nbs/quantizers/04_mixed_bit.ipynb #7ef060e5
-COARSE, CLOSE, SMALLEST = 0.5, 1.05, 1e-4
+COARSE, CLOSE, SMALLEST = 0.5, 1.1, 1e-4
 
 
 @dataclass(frozen=True)
@@ -238,11 +237,12 @@ def search(rate: Callable[[float], float], most: int) -> list[Try]:
         scale /= 2
     if not tried or tried[-1].cosine < ENOUGH or len(tried) == 1:
         return tried
-    good, bad = scale, 2 * scale
-    while bad / good > CLOSE and len(tried) < most:
-        scale = math.sqrt(good * bad)
+    good, scale = scale, 2 * scale / CLOSE
+    while scale > good and len(tried) < most:
         tried.append(Try(scale, rate(scale)))
-        good, bad = (scale, bad) if tried[-1].cosine >= ENOUGH else (good, scale)
+        if tried[-1].cosine >= ENOUGH:
+            break
+        scale /= CLOSE
     return tried
 
 
