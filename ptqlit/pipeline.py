@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,9 @@ from .model.plan import EndPlan, Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
 from .quantizers.full import full_plan
+from .quantizers.mixed_bit import auto_tune, mixed_plan, stand_in
+from .quantizers.weight import WeightOptions, weight_plan
+from .reports.inspect import StoredTable, stored_table
 from .reports.verify import VerifyTable, verify
 from .samples.bin import bin_samples
 from .samples.image import image_samples
@@ -50,10 +54,11 @@ from .storage.apply import apply_plan
 from .storage.write import output_path, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'QUANTIZERS', 'Conversion', 'as_config', 'Flags', 'Job', 'refuse_unready',
-           'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'end_plan',
-           'wanted_ends', 'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed',
-           'workspace_of', 'check_writable', 'keep_source', 'random_feed', 'try_once', 'finish', 'quantize_full',
+__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config', 'Flags', 'Job',
+           'refuse_unready', 'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes', 'make_plan',
+           'end_plan', 'wanted_ends', 'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files',
+           'refuse_mixed', 'workspace_of', 'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish',
+           'weight_options', 'counting_flags', 'tuning_samples', 'tuned_scale', 'quantize_weights', 'quantize_full',
            'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
@@ -68,7 +73,7 @@ class Conversion:
 
     path: Path  # the written file
     plan: Plan  # every decision
-    table: VerifyTable  # what the runtime made of it
+    table: VerifyTable | StoredTable  # what the runtime made of it
 
     def __iter__(self):
         return iter((self.path, self.plan, self.table))
@@ -107,6 +112,7 @@ class Job:
     samples: Iterable[Sample] | None  # the caller's own, or those of the configuration
     backend: Backend | None  # the caller's own table of rules
     progress: bool
+    ends: tuple[EndPlan, ...]  # inputs and outputs of another type
 
 
 def refuse_unready(config: Config, own_samples: bool) -> None:
@@ -118,10 +124,12 @@ def refuse_unready(config: Config, own_samples: bool) -> None:
         raise InputError(problems[0])
 
 # %% ../nbs/90_pipeline.ipynb #1adb2a4f
-def progress_bar(total: int | None, progress: bool) -> tqdm:
+def progress_bar(
+    total: int | None, progress: bool, what: str = "calibrating", unit: str = "sample"
+) -> tqdm:
     "A bar that shows itself on a terminal only."
     hidden = None if progress else True
-    return tqdm(total=total, desc="calibrating", unit="sample", disable=hidden, leave=False)
+    return tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False)
 
 
 def calibrate(
@@ -175,10 +183,9 @@ def make_plan(
     calibrator = partial(find_calibrator(method), options=Options(config.full.percentile))
     chosen = (method, calibrator, skipped, str(config), asked)
     plan = full_plan(graph, statistics, backend, *chosen)
-    plan = correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
-    return replace(plan, ends=ends)
+    return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
 
-# %% ../nbs/90_pipeline.ipynb #d353d9ea
+# %% ../nbs/90_pipeline.ipynb #9ab10987
 CODES = ("UINT8", "INT8")
 
 
@@ -315,6 +322,11 @@ def try_once(model, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
             f"--infer: the quantized model does not run: {reason}", OPERATOR_FAILED
         ) from None
 
+# %% ../nbs/90_pipeline.ipynb #7449fa25
+def look(path: Path, plan: Plan) -> VerifyTable | StoredTable:
+    "The table that a conversion ends with."
+    return stored_table(path, plan) if plan.mode == "WEIGHT_QUANT" else verify(path, plan)
+
 # %% ../nbs/90_pipeline.ipynb #8cf6fe20
 def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Conversion:
     "Write the file of a Plan and verify it."
@@ -322,13 +334,76 @@ def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Co
     if flags.infer:
         try_once(model, graph, parse_shapes(flags.input_shape))
     path = write_model(model, target)
-    return Conversion(path, plan, verify(path, plan))
+    return Conversion(path, plan, look(path, plan))
+
+# %% ../nbs/90_pipeline.ipynb #4185cc94
+def weight_options(config: Config) -> WeightOptions:
+    "What a configuration says about stored weights."
+    common, weight = config.common, config.weight
+    return WeightOptions(
+        bits=common.bit_num,
+        per_channel=weight.per_channel,
+        correction=weight.bias_correction,
+        encode=common.enable_encode,
+        on_the_fly=weight.dequant_strategy == "ON_THE_FLY",
+        min_size=common.min_quant_weight_size,
+        min_channels=common.min_quant_weight_channel,
+    )
+
+
+def counting_flags(flags: Flags) -> list[str]:
+    "The flags given that speak of calibration."
+    names = ("statistics_file", "cluster", "calibrate_device", "memory")
+    return [name for name in names if getattr(flags, name) != getattr(Flags(), name)]
+
+
+SOME = 16  # samples that auto_tune looks at
+
+
+def tuning_samples(job: Job) -> list[Sample]:
+    "What auto_tune runs the model on: real samples if there are any, else made-up ones."
+    config, graph, flags = job.config, job.graph, job.flags
+    if job.samples is not None:
+        return list(islice(iter(Checked(as_samples(job.samples), graph)), SOME))
+    if config.data.calibrate_path:
+        return list(islice(iter(samples_of(config, graph, flags)), SOME))
+    shapes, natural = parse_shapes(flags.input_shape), config.mixed_bit.use_cv_data
+    return [stand_in(graph, natural, shapes, seed) for seed in range(3)]
+
+
+def tuned_scale(
+    job: Job, options: WeightOptions, skipped: set[str]
+) -> tuple[float, tuple[str, ...]]:
+    "The init_scale of a configuration, or the one that auto_tune finds, with a line about it."
+    mixed = job.config.mixed_bit
+    if not mixed.auto_tune:
+        return mixed.init_scale, ()
+    most, samples = mixed.max_iterations, tuning_samples(job)
+    with progress_bar(most, job.progress, "tuning", "try") as bar:
+        found, line = auto_tune(job.graph, samples, options, most, skipped, bar.update)
+    return found, (line,)
+
+
+def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
+    "The Plan of stored weights, of a fixed number of bits or of mixed bits, and what the user should hear."
+    graph, config, tunes = job.graph, job.config, job.config.mixed_bit.auto_tune
+    options, skipped = weight_options(config), skipped_nodes(graph, config)
+    fixed = config.common.bit_num > 0
+    idle = counting_flags(job.flags)
+    idle += ["samples"] if job.samples is not None and (fixed or not tunes) else []
+    idle += ["backend"] if job.backend is not None else []
+    heard = [f"{name}: not used with quant_type=WEIGHT_QUANT." for name in idle]
+    if fixed:
+        plan = weight_plan(graph, options, skipped, str(config))
+    else:
+        target, notes = tuned_scale(job, options, skipped)
+        plan = mixed_plan(graph, target, options, skipped, str(config), notes)
+    return plan, [*heard, *config.warnings, *plan.notes]
 
 # %% ../nbs/90_pipeline.ipynb #b50678b3
 def quantize_full(job: Job) -> tuple[Plan, list[str]]:
     "The Plan of a full quantization, and what the user should hear."
     graph, config, flags = job.graph, job.config, job.flags
-    ends = wanted_ends(graph, config, flags)
     if job.samples is None:
         statistics = statistics_of(job.model, graph, config, flags, job.progress)
     else:
@@ -337,13 +412,16 @@ def quantize_full(job: Job) -> tuple[Plan, list[str]]:
         statistics = calibrate(graph, checked, job.progress, flags)
     check_inputs(statistics, graph)
     backend = job.backend or BACKENDS[config.full.target_device]
-    plan = make_plan(graph, config, statistics, backend, ends)
+    plan = make_plan(graph, config, statistics, backend, job.ends)
     return plan, messages(config, plan, statistics)
 
 
-QUANTIZERS: dict[str, Callable[[Job], tuple[Plan, list[str]]]] = {"FULL_QUANT": quantize_full}
+QUANTIZERS: dict[str, Callable[[Job], tuple[Plan, list[str]]]] = {
+    "WEIGHT_QUANT": quantize_weights,
+    "FULL_QUANT": quantize_full,
+}
 
-# %% ../nbs/90_pipeline.ipynb #4a2762c3
+# %% ../nbs/90_pipeline.ipynb #fb8286e3
 def convert(
     model: str | Path | onnx.ModelProto,  # float ONNX model
     config: Config | str | Path,  # or the path of a configuration file
@@ -364,9 +442,10 @@ def convert(
     keep_source(model, target)
     for path in filter(None, (target, plan and Path(plan))):
         check_writable(path)
-    job = Job(model, graph, config, flags, samples, backend, progress)
+    ends = wanted_ends(graph, config, flags)
+    job = Job(model, graph, config, flags, samples, backend, progress, ends)
     decided, heard = QUANTIZERS[config.common.quant_type](job)
-    decided = replace(decided, float16=flags.fp16, prepared=graph.merged)
+    decided = replace(decided, ends=ends, float16=flags.fp16, prepared=graph.merged)
     for line in (*flag_warnings(config, flags.optimize), *heard):
         log.warning(line)
     conversion = finish(graph, decided, target, flags)

@@ -15,6 +15,7 @@ from ..model.graph import Graph, Layer, constant, layer_of, set_constant, tensor
 from ..model.plan import EdgePlan, FactorPlan, Plan, TensorPlan
 from .ends import change_ends, halve
 from .pairs import apply_constants, place_pair
+from .weights import check_weights, opset_for, raised, store_weights
 
 # %% auto #0
 __all__ = ['check_names', 'check_codes', 'grouped', 'factor_matrix', 'scaled_weight', 'scale_channels', 'check_model',
@@ -49,7 +50,7 @@ def grouped(plan: Plan) -> tuple[dict[str, list[TensorPlan]], dict[str, list[Edg
     constants: dict[str, list[TensorPlan]] = {}
     edges: dict[str, list[EdgePlan]] = {}
     for tensor in plan.tensors:
-        if tensor.role != "activation" and not tensor.form:
+        if tensor.role != "activation" and tensor.node:
             constants.setdefault(tensor.node, []).append(tensor)
     for edge in plan.edges:
         edges.setdefault(edge.tensor, []).append(edge)
@@ -101,6 +102,7 @@ def check_model(graph: Graph, plan: Plan) -> None:
         text = f'the Plan has factors for a node "{wrong}" that the model does not have'
         raise InputError(f"{graph.name}: {text}.")
     check_names(graph.name, plan, nodes, set(graph.values))
+    check_weights(graph, plan)
     check_codes(graph.name, plan)
 
 
@@ -119,9 +121,10 @@ def place_all(model: ir.Model, plan: Plan, taken: set[str]) -> None:
 def apply_plan(graph: Graph, plan: Plan) -> ir.Model:
     "The quantized model; the graph is not changed. InputError for a Plan of another model, or a wrong name."
     check_model(graph, plan)
-    model = scale_channels(graph, plan.factors).copy_model()
+    model = raised(scale_channels(graph, plan.factors).copy_model(), opset_for(plan))
     taken = tensor_names(model.graph)
     floats = [name for name, v in model.graph.initializers.items() if constant(v) is not None]
+    store_weights(model, plan, taken)
     place_all(model, plan, taken)
     change_ends(model, plan, taken)
     if plan.float16:

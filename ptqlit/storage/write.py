@@ -5,6 +5,7 @@
 # %% ../../nbs/storage/05_write.ipynb #d5d54f0e
 from __future__ import annotations
 
+import json
 import glob
 import hashlib
 import os
@@ -18,16 +19,26 @@ from onnx import numpy_helper
 
 from ..errors import FILE_FAILED, InputError
 from ..model.plan import write_whole
+from .weights import METADATA
 from ..model.runtime import is_large, save_split
 
 # %% auto #0
-__all__ = ['Makers', 'constants_of', 'axis_of', 'check_axis', 'check_linear', 'check_bias', 'validate', 'with_versions',
-           'serialize', 'output_path', 'write_model', 'data_name', 'check_split', 'write_split']
+__all__ = ['Makers', 'constants_of', 'axis_of', 'check_axis', 'check_linear', 'check_bias', 'check_step', 'node_fault',
+           'validate', 'with_versions', 'serialize', 'output_path', 'write_model', 'data_name', 'check_split',
+           'write_split']
 
 # %% ../../nbs/storage/05_write.ipynb #c3367cd6
 def constants_of(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    "The initializers of a model by name."
-    return {tensor.name: tensor for tensor in proto.graph.initializer}
+    "The initializers of a model by name, and type and shape of what is computed from them alone."
+    found = {tensor.name: tensor for tensor in proto.graph.initializer}
+    shapes = {value.name: value.type.tensor_type for value in proto.graph.value_info}
+    for node in proto.graph.node:
+        if node.input and all(name in found for name in node.input):
+            for name in node.output:
+                kind = shapes.get(name, onnx.TypeProto.Tensor())
+                dims = [dim.dim_value for dim in kind.shape.dim]
+                found[name] = onnx.TensorProto(name=name, dims=dims, data_type=kind.elem_type)
+    return found
 
 
 def axis_of(node: onnx.NodeProto) -> int:
@@ -73,15 +84,35 @@ def check_bias(node: onnx.NodeProto, makers: Makers, constants: dict[str, onnx.T
     return "" if np.array_equal(s_x * s_w, s_b) else "the bias's scale is not s_x * s_w"
 
 
+def check_step(name: str, makers: Makers, constants: dict[str, onnx.TensorProto]) -> str:
+    "Whether the step of a stored weight is finite and positive; empty when it is, or when a DequantizeLinear has it."
+    node = makers[name]
+    while node.op_type in ("Cast", "Add"):
+        node = makers[node.input[0]]
+    step = numpy_helper.to_array(constants[node.input[1]])
+    good = node.op_type != "Mul" or (np.isfinite(step).all() and (step > 0).all())
+    return "" if good else "its step is not finite and positive"
+
+
+def node_fault(
+    node: onnx.NodeProto, makers: Makers, constants: dict[str, onnx.TensorProto]
+) -> str:  # fmt: skip
+    "What is wrong with a node; empty when nothing is."
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return check_linear(node, constants)
+    return check_bias(node, makers, constants)
+
+
 def validate(proto: onnx.ModelProto) -> None:
     "Raise InputError (FILE_FAILED) for a quantized model that a runtime would load and compute wrongly."
     constants = constants_of(proto)
     makers = {output: node for node in proto.graph.node for output in node.output}
-    for node in proto.graph.node:
-        linear = node.op_type in ("QuantizeLinear", "DequantizeLinear")
-        wrong = check_linear(node, constants) if linear else check_bias(node, makers, constants)
+    said = next((entry.value for entry in proto.metadata_props if entry.key == METADATA), "{}")
+    found = [(node.name, node_fault(node, makers, constants)) for node in proto.graph.node]
+    found += [(name, check_step(name, makers, constants)) for name in json.loads(said)]
+    for name, wrong in found:
         if wrong:
-            raise InputError(f"{node.name}: the file would be wrong: {wrong}.", FILE_FAILED)
+            raise InputError(f"{name}: the file would be wrong: {wrong}.", FILE_FAILED)
 
 # %% ../../nbs/storage/05_write.ipynb #abfda572
 def with_versions(model: ir.Model) -> ir.Model:
