@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,15 @@ from .calibrators.mse import mse
 from .calibrators.percentile import percentile
 from .calibrators.removal_outlier import removal_outlier
 from .config.file import Config, flag_warnings, requirements
-from .errors import FILE_FAILED, OPERATOR_FAILED, InputError
+from .errors import FILE_FAILED, OPERATOR_FAILED, PATH_FAILED, InputError
 from .model.graph import Graph, find_nodes, prepare
-from .model.plan import Plan, load_plan, save_plan, write_whole
+from .model.plan import EndPlan, Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
 from .quantizers.full import full_plan
+from .quantizers.mixed_bit import auto_tune, mixed_plan, stand_in
+from .quantizers.weight import WeightOptions, weight_plan
+from .reports.inspect import StoredTable, stored_table
 from .reports.verify import VerifyTable, verify
 from .samples.bin import bin_samples
 from .samples.image import image_samples
@@ -47,13 +51,15 @@ from .statistics.gpu import counter
 from .statistics.keep import load_statistics, save_statistics, statistics_key
 from .statistics.observe import Statistics, check_inputs, observe, odd_tensors
 from .storage.apply import apply_plan
-from .storage.write import output_path, serialize, write_model
+from .storage.write import output_path, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'progress_bar', 'calibrate',
-           'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'key_of', 'statistics_of', 'special_ranges',
-           'messages', 'refuse_files', 'refuse_mixed', 'check_writable', 'keep_source', 'try_once', 'finish', 'convert',
-           'apply']
+__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config', 'Flags', 'Job',
+           'refuse_unready', 'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes', 'make_plan',
+           'end_plan', 'wanted_ends', 'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files',
+           'refuse_mixed', 'workspace_of', 'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish',
+           'weight_options', 'counting_flags', 'tuning_samples', 'tuned_scale', 'quantize_weights', 'quantize_full',
+           'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -67,7 +73,7 @@ class Conversion:
 
     path: Path  # the written file
     plan: Plan  # every decision
-    table: VerifyTable  # what the runtime made of it
+    table: VerifyTable | StoredTable  # what the runtime made of it
 
     def __iter__(self):
         return iter((self.path, self.plan, self.table))
@@ -84,12 +90,29 @@ class Flags:
 
     input_shape: str = ""  # name:1,3,224,224;other:1,7 for dynamic dimensions
     input_data_format: str = ""  # NHWC or NCHW: the layout of raw buffers; empty for the model's
-    optimize: str = "general"  # general, gpu_oriented or ascend_oriented
+    input_data_type: str = "DEFAULT"  # FLOAT16, FLOAT, INT8, UINT8, INT32 or INT64
+    output_data_type: str = "DEFAULT"  # FLOAT16, FLOAT, INT8 or UINT8
+    fp16: bool = False  # store weights that stay float in 16 bits
+    optimize: str = "general"  # none, general, gpu_oriented or ascend_oriented
     infer: bool = False  # run the file once before it is kept
     statistics_file: str = ""  # keep the statistics here, and use them again
     cluster: str = ""  # local:N or the address of a Dask scheduler
     calibrate_device: str = "cpu"  # cpu, gpu or auto: who counts
     memory: int | None = None  # bytes that the samples in flight may take
+
+
+@dataclass(frozen=True)
+class Job:
+    "All that a conversion works on."
+
+    model: str | Path | onnx.ModelProto
+    graph: Graph
+    config: Config
+    flags: Flags
+    samples: Iterable[Sample] | None  # the caller's own, or those of the configuration
+    backend: Backend | None  # the caller's own table of rules
+    progress: bool
+    ends: tuple[EndPlan, ...]  # inputs and outputs of another type
 
 
 def refuse_unready(config: Config, own_samples: bool) -> None:
@@ -101,10 +124,12 @@ def refuse_unready(config: Config, own_samples: bool) -> None:
         raise InputError(problems[0])
 
 # %% ../nbs/90_pipeline.ipynb #1adb2a4f
-def progress_bar(total: int | None, progress: bool) -> tqdm:
+def progress_bar(
+    total: int | None, progress: bool, what: str = "calibrating", unit: str = "sample"
+) -> tqdm:
     "A bar that shows itself on a terminal only."
     hidden = None if progress else True
-    return tqdm(total=total, desc="calibrating", unit="sample", disable=hidden, leave=False)
+    return tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False)
 
 
 def calibrate(
@@ -148,13 +173,46 @@ def skipped_nodes(graph: Graph, config: Config) -> set[str]:
     return find_nodes(graph, config.common.skip_quant_node, where)
 
 
-def make_plan(graph: Graph, config: Config, statistics: Statistics, backend: Backend) -> Plan:
+def make_plan(
+    graph: Graph, config: Config, statistics: Statistics, backend: Backend,
+    ends: tuple[EndPlan, ...] = (),
+) -> Plan:  # fmt: skip
     "Every decision of a full quantization."
-    skipped = skipped_nodes(graph, config)
+    skipped, asked = skipped_nodes(graph, config), {end.tensor for end in ends if end.tensor}
     method = config.full.activation_quant_method
     calibrator = partial(find_calibrator(method), options=Options(config.full.percentile))
-    plan = full_plan(graph, statistics, backend, method, calibrator, skipped, str(config))
+    chosen = (method, calibrator, skipped, str(config), asked)
+    plan = full_plan(graph, statistics, backend, *chosen)
     return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
+
+# %% ../nbs/90_pipeline.ipynb #9ab10987
+CODES = ("UINT8", "INT8")
+
+
+def end_plan(value, wanted: str, flag: str, config: Config) -> EndPlan | None:
+    "What becomes of one input or output; None when nothing does. InputError for codes that nobody can give."
+    floating = value.dtype.is_floating_point()
+    if value.dtype.name == wanted or not (floating or wanted in ("INT32", "INT64")):
+        return None
+    if wanted in CODES and (
+        config.common.quant_type != "FULL_QUANT" or value.dtype.name != "FLOAT"
+    ):
+        reason = f'"{value.name}" has no codes: only float32 tensors under FULL_QUANT have'
+        raise InputError(f"{flag}={wanted}: {reason}; expected FLOAT16 or FLOAT.")
+    return EndPlan(value.name, wanted, value.name if wanted in CODES else "")
+
+
+def wanted_ends(graph: Graph, config: Config, flags: Flags) -> tuple[EndPlan, ...]:
+    "The inputs and outputs that get another type."
+    inputs, outputs = graph.model.graph.inputs, graph.model.graph.outputs
+    found = []
+    for values, flag, wanted in (
+        (inputs, "--inputDataType", flags.input_data_type),
+        (outputs, "--outputDataType", flags.output_data_type),
+    ):
+        if wanted != "DEFAULT":
+            found += [end_plan(v, wanted, flag, config) for v in dict.fromkeys(values)]
+    return tuple(filter(None, found))
 
 # %% ../nbs/90_pipeline.ipynb #a0289de6
 def key_of(graph: Graph, config: Config, flags: Flags) -> str:
@@ -164,6 +222,7 @@ def key_of(graph: Graph, config: Config, flags: Flags) -> str:
         name: getattr(data, name) for name in type(data).model_fields if name != "calibrate_path"
     }
     prepared = repr((sorted(steps.items()), flags.input_shape, flags.input_data_format))
+    prepared += "" if graph.merged else " unmerged"
     return statistics_key(graph, files_of(config, graph), prepared)
 
 
@@ -178,7 +237,8 @@ def statistics_of(model, graph: Graph, config: Config, flags: Flags, progress: b
     if flags.cluster:
         with progress_bar(len(samples), progress) as bar:
             source = partial(samples_of, config, flags=flags)
-            found = observe_cluster(model, source, len(samples), flags.cluster, bar.update)
+            where = (len(samples), flags.cluster, bar.update, graph.merged)
+            found = observe_cluster(model, source, *where)
     else:
         found = calibrate(graph, samples, progress, flags)
     if key:
@@ -214,6 +274,15 @@ def refuse_mixed(flags: Flags) -> None:
         raise InputError("--cluster: expected without --calibrateDevice and --calibrateMemory.")
 
 
+def workspace_of(config: Config) -> str | None:
+    "The folder for temporary files of large models; InputError (PATH_FAILED) if it is none."
+    folder = config.common.workspace
+    if folder and not Path(folder).is_dir():
+        text = f"{config.source}: [{config.common.title}] workspace={folder}: expected a folder."
+        raise InputError(text, PATH_FAILED)
+    return folder or None
+
+
 def check_writable(target: Path) -> None:
     "Find out before the work whether the output can be written."
     probe = target.with_name(f".{target.name}.probe")
@@ -222,40 +291,137 @@ def check_writable(target: Path) -> None:
     except InputError as error:
         raise InputError(str(error).replace(str(probe), str(target)), error.status) from None
 
-
+# %% ../nbs/90_pipeline.ipynb #f7b43160
 def keep_source(model: str | Path | onnx.ModelProto, target: Path) -> None:
     "Refuse to overwrite the float model."
     if not isinstance(model, onnx.ModelProto) and target.exists() and target.samefile(model):
         raise InputError(f"{target}: the float model itself; expected another name for the output.")
 
 
-def try_once(model: bytes, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
-    "Run a model once with random input, as the reference's --infer does; open dimensions are 1."
+def random_feed(session, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict:
+    "Random numbers for every input of a session, as the reference draws them; open dimensions are 1."
     rng, feed = np.random.default_rng(0), {}
+    types = {put.name: put.type[7:-1] for put in session.get_inputs()}  # tensor(uint8) -> uint8
     for wanted in fix_shapes(graph.inputs, shapes):
         shape = [d if isinstance(d, int) else 1 for d in wanted.shape]
-        whole = np.issubdtype(wanted.dtype, np.integer)
-        feed[wanted.name] = (
-            rng.integers(0, 2, shape) if whole else rng.uniform(0.1, 1, shape)
-        ).astype(wanted.dtype)
+        dtype = np.dtype({"float": "float32", "double": "float64"}.get(t := types[wanted.name], t))
+        whole = np.issubdtype(dtype, np.integer) or dtype == bool
+        values = rng.integers(0, 2, shape) if whole else rng.uniform(0.1, 1, shape)
+        feed[wanted.name] = values.astype(dtype)
+    return feed
+
+
+def try_once(model, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
+    "Run a model once with random input, as the reference's --infer does."
     try:
-        open_session(model).run(None, feed)
+        session = open_session(model, workspace=graph.workspace)
+        session.run(None, random_feed(session, graph, shapes))
     except Exception as error:  # onnxruntime's classes share no base
         reason = str(error).splitlines()[0]
         raise InputError(
             f"--infer: the quantized model does not run: {reason}", OPERATOR_FAILED
         ) from None
 
+# %% ../nbs/90_pipeline.ipynb #7449fa25
+def look(path: Path, plan: Plan) -> VerifyTable | StoredTable:
+    "The table that a conversion ends with."
+    return stored_table(path, plan) if plan.mode == "WEIGHT_QUANT" else verify(path, plan)
+
 # %% ../nbs/90_pipeline.ipynb #8cf6fe20
 def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Conversion:
     "Write the file of a Plan and verify it."
     model = apply_plan(graph, plan)
     if flags.infer:
-        try_once(serialize(model), graph, parse_shapes(flags.input_shape))
+        try_once(model, graph, parse_shapes(flags.input_shape))
     path = write_model(model, target)
-    return Conversion(path, plan, verify(path, plan))
+    return Conversion(path, plan, look(path, plan))
+
+# %% ../nbs/90_pipeline.ipynb #4185cc94
+def weight_options(config: Config) -> WeightOptions:
+    "What a configuration says about stored weights."
+    common, weight = config.common, config.weight
+    return WeightOptions(
+        bits=common.bit_num,
+        per_channel=weight.per_channel,
+        correction=weight.bias_correction,
+        encode=common.enable_encode,
+        on_the_fly=weight.dequant_strategy == "ON_THE_FLY",
+        min_size=common.min_quant_weight_size,
+        min_channels=common.min_quant_weight_channel,
+    )
+
+
+def counting_flags(flags: Flags) -> list[str]:
+    "The flags given that speak of calibration."
+    names = ("statistics_file", "cluster", "calibrate_device", "memory")
+    return [name for name in names if getattr(flags, name) != getattr(Flags(), name)]
+
+
+SOME = 16  # samples that auto_tune looks at
+
+
+def tuning_samples(job: Job) -> list[Sample]:
+    "What auto_tune runs the model on: real samples if there are any, else made-up ones."
+    config, graph, flags = job.config, job.graph, job.flags
+    if job.samples is not None:
+        return list(islice(iter(Checked(as_samples(job.samples), graph)), SOME))
+    if config.data.calibrate_path:
+        return list(islice(iter(samples_of(config, graph, flags)), SOME))
+    shapes, natural = parse_shapes(flags.input_shape), config.mixed_bit.use_cv_data
+    return [stand_in(graph, natural, shapes, seed) for seed in range(3)]
+
+
+def tuned_scale(
+    job: Job, options: WeightOptions, skipped: set[str]
+) -> tuple[float, tuple[str, ...]]:
+    "The init_scale of a configuration, or the one that auto_tune finds, with a line about it."
+    mixed = job.config.mixed_bit
+    if not mixed.auto_tune:
+        return mixed.init_scale, ()
+    most, samples = mixed.max_iterations, tuning_samples(job)
+    with progress_bar(most, job.progress, "tuning", "try") as bar:
+        found, line = auto_tune(job.graph, samples, options, most, skipped, bar.update)
+    return found, (line,)
+
+
+def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
+    "The Plan of stored weights, of a fixed number of bits or of mixed bits, and what the user should hear."
+    graph, config, tunes = job.graph, job.config, job.config.mixed_bit.auto_tune
+    options, skipped = weight_options(config), skipped_nodes(graph, config)
+    fixed = config.common.bit_num > 0
+    idle = counting_flags(job.flags)
+    idle += ["samples"] if job.samples is not None and (fixed or not tunes) else []
+    idle += ["backend"] if job.backend is not None else []
+    heard = [f"{name}: not used with quant_type=WEIGHT_QUANT." for name in idle]
+    if fixed:
+        plan = weight_plan(graph, options, skipped, str(config))
+    else:
+        target, notes = tuned_scale(job, options, skipped)
+        plan = mixed_plan(graph, target, options, skipped, str(config), notes)
+    return plan, [*heard, *config.warnings, *plan.notes]
 
 # %% ../nbs/90_pipeline.ipynb #b50678b3
+def quantize_full(job: Job) -> tuple[Plan, list[str]]:
+    "The Plan of a full quantization, and what the user should hear."
+    graph, config, flags = job.graph, job.config, job.flags
+    if job.samples is None:
+        statistics = statistics_of(job.model, graph, config, flags, job.progress)
+    else:
+        refuse_files(flags)
+        checked = Checked(as_samples(job.samples), graph)
+        statistics = calibrate(graph, checked, job.progress, flags)
+    check_inputs(statistics, graph)
+    backend = job.backend or BACKENDS[config.full.target_device]
+    plan = make_plan(graph, config, statistics, backend, job.ends)
+    return plan, messages(config, plan, statistics)
+
+
+QUANTIZERS: dict[str, Callable[[Job], tuple[Plan, list[str]]]] = {
+    "WEIGHT_QUANT": quantize_weights,
+    "FULL_QUANT": quantize_full,
+}
+
+# %% ../nbs/90_pipeline.ipynb #fb8286e3
 def convert(
     model: str | Path | onnx.ModelProto,  # float ONNX model
     config: Config | str | Path,  # or the path of a configuration file
@@ -271,19 +437,16 @@ def convert(
     config, target = as_config(config), output_path(output)
     refuse_mixed(flags)
     refuse_unready(config, samples is not None)
-    graph = prepare(model)
+    graph = prepare(model, flags.optimize != "none", workspace_of(config))
     skipped_nodes(graph, config)
     keep_source(model, target)
     for path in filter(None, (target, plan and Path(plan))):
         check_writable(path)
-    if samples is None:
-        statistics = statistics_of(model, graph, config, flags, progress)
-    else:
-        refuse_files(flags)
-        statistics = calibrate(graph, Checked(as_samples(samples), graph), progress, flags)
-    check_inputs(statistics, graph)
-    decided = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
-    for line in (*flag_warnings(config, flags.optimize), *messages(config, decided, statistics)):
+    ends = wanted_ends(graph, config, flags)
+    job = Job(model, graph, config, flags, samples, backend, progress, ends)
+    decided, heard = QUANTIZERS[config.common.quant_type](job)
+    decided = replace(decided, ends=ends, float16=flags.fp16, prepared=graph.merged)
+    for line in (*flag_warnings(config, flags.optimize), *heard):
         log.warning(line)
     conversion = finish(graph, decided, target, flags)
     if plan is not None:
@@ -298,4 +461,4 @@ def apply(
     target = output_path(output)
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     keep_source(model, target)
-    return finish(prepare(model), plan, target)
+    return finish(prepare(model, plan.prepared), plan, target)

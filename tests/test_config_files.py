@@ -5,6 +5,7 @@ FUZZ=n in the environment sets the number of mutated files (20,000 without it).
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -85,6 +86,25 @@ def test_ascend_without_its_flag():
     config = Config.from_file(FOLDER / "ascend_static.cfg")
     assert ":21: [full_quant_param] target_device=ASCEND without" in flag_warnings(config)[0]
     assert flag_warnings(config, "ascend_oriented") == []
+
+
+LESSONS = sorted((Path(__file__).parents[1] / "nbs").rglob("*.ipynb"))
+
+
+def test_examples_of_the_lessons_are_valid():
+    """Every block of a lesson that is marked as a configuration parses; at most it is part of a file."""
+    blocks = [
+        (path.name, block)
+        for path in LESSONS
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == "markdown"
+        for block in re.findall(r"```ini\n(.*?)```", "".join(cell["source"]), re.DOTALL)
+    ]
+    assert len(blocks) >= len(SECTIONS)
+    for name, block in blocks:
+        head = "" if "quant_type=" in block else FULL
+        warnings = Config.from_text(head + block, name).warnings
+        assert [line for line in warnings if "is not used with" not in line] == [], name
 
 
 def test_samples():
@@ -248,6 +268,46 @@ def test_advice():
         with pytest.raises(InputError, match=words) as caught:
             read(text)
         assert caught.value.status == INPUT_INVALID
+
+
+LOST = [  # text, the sentence that says where the missing thing was seen
+    (
+        "[common_quant_parm]\nquant_type=FULL_QUANT",
+        "Line 2 has it under [common_quant_parm], which",
+    ),
+    ("[Common_Quant_Param]\nquant_type=FULL_QUANT", 'Nearest: "common_quant_param"'),
+    ("[quant]\nquant_type=FULL_QUANT", "Line 2 has it under [quant], which is no section."),
+    ("[common_quant_parm]\nbit_num=8", "Line 1 has [common_quant_parm], which is no section."),
+    ("quant_type=FULL_QUANT\n[common_quant_param]", "Line 1 has it, but it stands before any"),
+    ("[common_quant_param]\nquant_type=", "Line 2 has it, but it has no value."),
+    (FULL + "activation_quant_method=KL", "It belongs into [full_quant_param]."),
+    (FULL + "per_channel=false", "It belongs into [full_quant_param] or [weight_quant_param]."),
+    (FULL + "[full_quant_param]\nquant_type=FULL_QUANT", "It belongs into [common_quant_param]."),
+    (
+        data("resize_method=CUBIC\nresize_width=8\nresize_height="),
+        "expected resize_height beside it. Line 6 has it, but it has no value.",
+    ),
+    (
+        data("normalize_mean=[1,2,3]\n[data_preprocess]\nnormalize_std=[1,2,3]"),
+        "expected normalize_std beside it. Line 6 has it under [data_preprocess], which is no",
+    ),
+]
+
+
+@pytest.mark.parametrize("text, words", LOST)
+def test_what_is_missing_but_stands_in_the_file(text, words):
+    with pytest.raises(InputError) as caught:
+        read(text)
+    assert words in str(caught.value) and caught.value.status == INPUT_INVALID
+
+
+def test_what_a_conversion_misses_but_stands_in_the_file():
+    (line,) = requirements(read(FULL + "[data_preproces_param]\ncalibrate_size=3"))
+    assert "Line 3 has [data_preproces_param], which is no section. Nearest: " in line
+    lines = requirements(read(data("calibrate_size=\ninput_type=BIN\n[data]\ncalibrate_path=x:a")))
+    assert lines[0].endswith("Line 7 has it under [data], which is no section.")
+    assert lines[1].endswith("Line 4 has it, but it has no value.")
+    assert [line for line in requirements(read(FULL)) if "Line" in line] == []
 
 
 def test_nothing_is_missing_twice():

@@ -628,18 +628,18 @@ PLANS = {  # name: change of the text, status, words
     "cut": (lambda text: text[: len(text) // 2], FILE, ["p.json"]),
     "a list": (lambda text: "[1, 2]", FILE, ["p.json"]),
     "another version": (
-        lambda text: text.replace('"version": 1', '"version": 99'),
+        lambda text: text.replace('"version": 2', '"version": 99'),
         FILE,
         ["p.json", "version"],
     ),
     "no tensors": (lambda text: text.replace('"tensors"', '"tensorz"'), FILE, ["p.json"]),
     "tensors that are none": (
-        lambda text: '{"version": 1, "tensors": [1], "nodes": [], "edges": [], "notes": []}',
+        lambda text: '{"version": 2, "tensors": [1], "nodes": [], "edges": [], "notes": []}',
         FILE,
         ["p.json"],
     ),
     "tensors that are words": (
-        lambda text: '{"version": 1, "tensors": ["a"], "nodes": [], "edges": [], "notes": []}',
+        lambda text: '{"version": 2, "tensors": ["a"], "nodes": [], "edges": [], "notes": []}',
         FILE,
         ["p.json"],
     ),
@@ -715,7 +715,7 @@ def test_a_plan_that_is_not_there(place, capfd):
 @pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 cut off"])
 def test_large_arrays_of_a_plan(content, tmp_path):
     (tmp_path / "p.json").write_text(
-        '{"version": 1, "tensors": [{"scale": {"npz": "a"}}], "nodes": [], "edges": [], "notes": []}'
+        '{"version": 2, "tensors": [{"scale": {"npz": "a"}}], "nodes": [], "edges": [], "notes": []}'
     )
     if content is not None:
         (tmp_path / "p.npz").write_bytes(content)

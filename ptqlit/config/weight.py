@@ -16,17 +16,17 @@ class WeightQuantParam(Section):
     "Keys of `[weight_quant_param]` (specification sheet, section 2.3)."
 
     title = "weight_quant_param"
-    dequant_strategy: choice("ON_THE_FLY", later=("ON_THE_FLY",)) = key(
+    dequant_strategy: choice("ON_THE_FLY") = key(
         None, "when weights become float; without it, when the model is loaded", since="-"
     )
     quant_strategy: choice("MAX_MIN", "GPTQ", later=("GPTQ",)) = key(
         "MAX_MIN", "how the integers are chosen", since="-"
     )
     per_channel: Boolean = key(
-        True, "one scale for each channel; false: one for each weight", since="-", later=True
+        True, "one scale for each channel; false: one for each weight", since="-"
     )
     bias_correction: Boolean = key(
-        True, "keep mean and spread of each channel", since="-", later=True
+        True, "keep mean and spread of each channel", since="-"
     )
     update_mindir: Boolean = key(
         True, "normalize the loaded graph", since="-", idle="it concerns MindIR models only"

@@ -19,8 +19,9 @@ from ..arithmetic.affine import Affine, NumberFormat
 from ..errors import FILE_FAILED, InputError
 
 # %% auto #0
-__all__ = ['FORMAT_VERSION', 'LARGE', 'NodePlan', 'EdgePlan', 'TensorPlan', 'Plan', 'encode_array', 'encode', 'decode_array',
-           'decode_tensor', 'decode', 'plan_text', 'write_whole', 'beside_gone', 'save_plan', 'read_json', 'load_plan']
+__all__ = ['FORMAT_VERSION', 'LARGE', 'ARRAYS', 'NodePlan', 'EdgePlan', 'TensorPlan', 'EndPlan', 'FactorPlan', 'Plan',
+           'encode_array', 'encode', 'decode_array', 'decode_arrays', 'decode_tensor', 'decode', 'plan_text',
+           'write_whole', 'beside_gone', 'save_plan', 'read_json', 'load_plan']
 
 # %% ../../nbs/model/02_plan.ipynb #ca130125
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class NodePlan:
 
     name: str
     operator: str
-    decision: str  # integer, absorbed, pass-through or float
+    decision: str  # integer, absorbed, pass-through, float, dynamic or stored
     kernel: str  # the kernel that is expected to run; empty for float
     reason: str
 
@@ -41,6 +42,7 @@ class EdgePlan:
     tensor: str
     consumer: str = ""  # empty: one pair behind the producer, for all readers; else: for this one
     shielded: bool = False  # a Max of one operand stands before Q: the producer shall stay float
+    own: bool = False  # the consumer gets a pair that it shares with nobody
 
 # %% ../../nbs/model/02_plan.ipynb #53f314fd
 @dataclass(frozen=True)
@@ -56,16 +58,39 @@ class TensorPlan:
     range: tuple[float, float]  # the real values it was chosen for
     method: str  # how the range was chosen
     reason: str  # what is special about it; empty for nothing
-    node: str = ""  # weights, constants and biases: the node that reads them
+    node: str = ""  # weights, constants and biases: the node that reads them; empty: all readers
     values: np.ndarray | None = None  # the codes of biases, and of weights not rounded plainly
+    form: str = ""  # plain, planes, palette, escape, float (biases); empty: codes behind a DQ
+    var_corr: np.ndarray | None = None  # float32, as scale: factor on the dequantized weight
+    mean_corr: np.ndarray | None = None  # float32, as scale: added to it behind the factor
 
     @property
     def affine(self) -> Affine:
         "Scale and zero point together."
         return Affine(self.scale, self.zero_point)
 
+# %% ../../nbs/model/02_plan.ipynb #c92cb9fc
+@dataclass(frozen=True)
+class EndPlan:
+    "An input or output of the model that gets another type."
+
+    name: str
+    type: str  # of onnx: UINT8, INT8, FLOAT16, INT32 or INT64
+    tensor: str = (
+        ""  # codes: the activation whose scale and zero point they have; empty: plain Cast
+    )
+
+
+@dataclass(frozen=True)
+class FactorPlan:
+    "Factors on the channels of a layer's float weight, before anything else is done."
+
+    node: str
+    outputs: np.ndarray | None = None  # float32 (output channels,), on weight and bias
+    inputs: np.ndarray | None = None  # float32 (input channels,), on the weight
+
 # %% ../../nbs/model/02_plan.ipynb #549d31b1
-FORMAT_VERSION = 1  # of the JSON
+FORMAT_VERSION = 2  # of the JSON
 
 
 @dataclass(frozen=True)
@@ -80,6 +105,13 @@ class Plan:
     tensors: tuple[TensorPlan, ...] = ()
     edges: tuple[EdgePlan, ...] = ()
     notes: tuple[str, ...] = ()  # what a user should hear about
+    factors: tuple[FactorPlan, ...] = ()
+    ends: tuple[EndPlan, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()  # keys and values that the written file carries
+    quant_strategy: str = ""  # dynamic quantization: ALWC or ACWL
+    dequant_strategy: str = ""  # ON_THE_FLY: stored weights stay integers in memory
+    float16: bool = False  # float weights are stored in half the bytes
+    prepared: bool = True  # False: layers of the model were not merged (--optimize=none)
     version: int = FORMAT_VERSION
 
     def node(self, name: str) -> NodePlan:
@@ -119,6 +151,9 @@ def encode(value, arrays: dict[str, np.ndarray]):
         return {f.name: encode(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
     return [encode(item, arrays) for item in value] if isinstance(value, tuple) else value
 
+
+ARRAYS = ("scale", "zero_point", "values", "var_corr", "mean_corr", "outputs", "inputs")  # fields
+
 # %% ../../nbs/model/02_plan.ipynb #11cac17e
 def decode_array(value: dict | None, arrays) -> np.ndarray | None:
     "The inverse of `encode_array`; None for None."
@@ -129,11 +164,15 @@ def decode_array(value: dict | None, arrays) -> np.ndarray | None:
     return np.array(value["values"], dtype=value["dtype"]).reshape(value["shape"])
 
 
+def decode_arrays(data: dict, arrays) -> dict:
+    "A dictionary with its encoded arrays decoded."
+    return data | {name: decode_array(data[name], arrays) for name in ARRAYS if name in data}
+
+
 def decode_tensor(data: dict, arrays) -> TensorPlan:
     "The inverse of `encode` for the numbers of a tensor."
-    numbers = {name: decode_array(data[name], arrays) for name in ("scale", "zero_point", "values")}
     shown = {"format": NumberFormat(**data["format"]), "range": tuple(data["range"])}
-    return TensorPlan(**(data | numbers | shown))
+    return TensorPlan(**(decode_arrays(data, arrays) | shown))
 
 
 def decode(data: dict, arrays) -> Plan:
@@ -143,6 +182,9 @@ def decode(data: dict, arrays) -> Plan:
         "tensors": tuple(decode_tensor(t, arrays) for t in data["tensors"]),
         "edges": tuple(EdgePlan(**e) for e in data["edges"]),
         "notes": tuple(data["notes"]),
+        "factors": tuple(FactorPlan(**decode_arrays(f, arrays)) for f in data["factors"]),
+        "ends": tuple(EndPlan(**e) for e in data["ends"]),
+        "metadata": tuple((key, value) for key, value in data["metadata"]),
     }
     return Plan(**(data | parts))
 
@@ -199,7 +241,9 @@ def read_json(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     "The data of a Plan's files: the JSON, and the large arrays if it names any."
     keys: set[str] = set()  # of all objects of the text
     try:
-        data = json.loads(path.read_text("utf-8"), object_hook=lambda item: keys.update(item) or item)
+        data = json.loads(
+            path.read_text("utf-8"), object_hook=lambda item: keys.update(item) or item
+        )
         if "npz" not in keys:
             return data, {}
         return data, dict(np.load(path.with_suffix(".npz"), allow_pickle=False))
