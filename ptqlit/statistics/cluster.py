@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,9 +70,9 @@ def connect(address: str) -> Iterator[Any]:
         raise InputError(
             f"--cluster={address}: expected local:N with 1 to 1024 workers, or an address."
         )
-    with LocalCluster(
-        n_workers=int(number), threads_per_worker=1, dashboard_address=None
-    ) as cluster:
+    quiet = {"silence_logs": logging.ERROR, "dashboard_address": "127.0.0.1:0"}  # any free port
+    size = {"n_workers": int(number), "threads_per_worker": 1}
+    with LocalCluster(**size, **quiet, scheduler_kwargs={"dashboard": False}) as cluster:
         with Client(cluster) as client:
             yield client
 
