@@ -49,6 +49,7 @@ class Backend:
     weight: NumberFormat
     bias: NumberFormat
     rules: tuple[Rule, ...]
+    equalize: bool = True  # make channels alike where a weight gets one scale
 
     def rows(self, operator: str) -> list[Rule]:
         "The rows of an operator, in the order in which they are tried."

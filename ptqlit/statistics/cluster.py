@@ -19,12 +19,13 @@ from ..samples.stream import Recipes
 from .observe import Statistics, observe
 
 # %% auto #0
-__all__ = ['Source', 'prepared', 'observe_shard', 'shards', 'connect', 'observe_cluster']
+__all__ = ['Source', 'Change', 'prepared', 'observe_shard', 'shards', 'connect', 'observe_cluster']
 
 # %% ../../nbs/statistics/04_cluster.ipynb #0d543ccd
 Source = Callable[
     [Graph], Recipes
 ]  # makes the samples of a graph; has to travel, so no open files in it
+Change = Callable[[Graph], Graph]  # another graph of the same model; has to travel too
 
 
 @functools.lru_cache(maxsize=1)
@@ -33,9 +34,11 @@ def prepared(model: str | bytes) -> Graph:
     return prepare(onnx.load_from_string(model) if isinstance(model, bytes) else model)
 
 
-def observe_shard(model: str | bytes, source: Source, first: int, last: int) -> Statistics:
-    "What a worker does: the statistics of the samples first .. last - 1."
-    graph = prepared(model)
+def observe_shard(
+    model: str | bytes, source: Source, first: int, last: int, change: Change | None = None
+) -> Statistics:  # fmt: skip
+    "What a worker does: the statistics of the samples first .. last - 1; `change` as below."
+    graph = prepared(model) if change is None else change(prepared(model))
     samples = source(graph)
     return observe(graph, Recipes(samples.recipes[first:last], samples.make), threads=1)
 
@@ -81,6 +84,7 @@ def observe_cluster(
     address: str,  # of a Dask scheduler, or local:N
     progress: Callable[[int], None]
     | None = None,  # called with the number of samples done since the last call
+    change: Change | None = None,  # what every worker does to the prepared graph first
 ) -> Statistics:
     "Observe a model on a cluster; the result does not depend on the number of workers."
     sent = (
@@ -93,7 +97,8 @@ def observe_cluster(
 
         parts = shards(count, len(client.scheduler_info()["workers"]) or 1)
         futures = {
-            client.submit(observe_shard, sent, source, *part, pure=False): part for part in parts
+            client.submit(observe_shard, sent, source, *part, change, pure=False): part
+            for part in parts
         }
         total = None
         for future in as_completed(list(futures)):
