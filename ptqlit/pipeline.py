@@ -5,8 +5,10 @@
 # %% ../nbs/90_pipeline.ipynb #31cc57fd
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -28,8 +30,10 @@ from .config.file import Config, flag_warnings, requirements
 from .errors import FILE_FAILED, OPERATOR_FAILED, PATH_FAILED, InputError
 from .model.graph import Graph, find_nodes, prepare
 from .model.plan import EndPlan, Plan, load_plan, save_plan, write_whole
+from .model.plan import FactorPlan, Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
+from .quantizers.equalization import equalize
 from .quantizers.full import full_plan
 from .quantizers.mixed_bit import auto_tune, mixed_plan, stand_in
 from .quantizers.weight import WeightOptions, weight_plan
@@ -52,14 +56,16 @@ from .statistics.keep import load_statistics, save_statistics, statistics_key
 from .statistics.observe import Statistics, check_inputs, observe, odd_tensors
 from .storage.apply import apply_plan
 from .storage.write import output_path, write_model
+from .storage.apply import apply_plan, scale_channels
+from .storage.write import output_path, serialize, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config', 'Flags', 'Job',
+__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'Factors', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config', 'Flags', 'Job',
            'refuse_unready', 'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes', 'make_plan',
-           'end_plan', 'wanted_ends', 'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files',
-           'refuse_mixed', 'workspace_of', 'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish',
-           'weight_options', 'counting_flags', 'tuning_samples', 'tuned_scale', 'quantize_weights', 'quantize_full',
-           'convert', 'apply']
+           'end_plan', 'wanted_ends', 'factors_of', 'factors_key', 'key_of', 'statistics_of', 'special_ranges',
+           'messages', 'refuse_files', 'refuse_mixed', 'workspace_of', 'check_writable', 'keep_source', 'random_feed',
+           'try_once', 'look', 'finish', 'weight_options', 'counting_flags', 'tuning_samples', 'tuned_scale',
+           'quantize_weights', 'quantize_full', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -213,9 +219,31 @@ def wanted_ends(graph: Graph, config: Config, flags: Flags) -> tuple[EndPlan, ..
         if wanted != "DEFAULT":
             found += [end_plan(v, wanted, flag, config) for v in dict.fromkeys(values)]
     return tuple(filter(None, found))
+    more = {"skipped": skipped, "config": str(config), "per_channel": config.full.per_channel}
+    plan = full_plan(graph, statistics, backend, method, calibrator, **more)
+    return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
+
+# %% ../nbs/90_pipeline.ipynb #8f317dc7
+Factors = tuple[FactorPlan, ...]
+
+
+def factors_of(graph: Graph, config: Config, backend: Backend) -> tuple[Factors, tuple[str, ...]]:
+    "Factors that make channels alike where a weight gets one scale, and notes; none for a scale a channel."
+    wanted = not config.full.per_channel and backend.equalize
+    return equalize(graph) if wanted else ((), ())
+
+
+def factors_key(factors: Factors) -> str:
+    "What the key of statistics says about factors; empty for none."
+    digest = hashlib.sha256()
+    for plan in factors:
+        for part in (plan.outputs, plan.inputs):
+            digest.update(f"{plan.node} {0 if part is None else part.size} ".encode())
+            digest.update(b"" if part is None else part.tobytes())
+    return digest.hexdigest() if factors else ""
 
 # %% ../nbs/90_pipeline.ipynb #a0289de6
-def key_of(graph: Graph, config: Config, flags: Flags) -> str:
+def key_of(graph: Graph, config: Config, flags: Flags, factors: Factors = ()) -> str:
     "The key of the statistics that a configuration leads to."
     data = config.data
     steps = {
@@ -223,13 +251,16 @@ def key_of(graph: Graph, config: Config, flags: Flags) -> str:
     }
     prepared = repr((sorted(steps.items()), flags.input_shape, flags.input_data_format))
     prepared += "" if graph.merged else " unmerged"
+    prepared += factors_key(factors)
     return statistics_key(graph, files_of(config, graph), prepared)
 
 
-def statistics_of(model, graph: Graph, config: Config, flags: Flags, progress: bool) -> Statistics:
-    "The statistics of the configured samples: kept ones if they are still true, else new ones."
+def statistics_of(
+    model, graph: Graph, config: Config, flags: Flags, progress: bool, factors: Factors = ()
+) -> Statistics:
+    "The statistics of the configured samples, of a graph with `factors`: kept ones if still true, else new ones."
     samples = samples_of(config, graph, flags)
-    key = key_of(graph, config, flags) if flags.statistics_file else ""
+    key = key_of(graph, config, flags, factors) if flags.statistics_file else ""
     kept = load_statistics(graph, flags.statistics_file, key) if key else None
     if kept is not None:
         log.info("%s: the statistics are still true; no sample is read.", flags.statistics_file)
@@ -239,6 +270,9 @@ def statistics_of(model, graph: Graph, config: Config, flags: Flags, progress: b
             source = partial(samples_of, config, flags=flags)
             where = (len(samples), flags.cluster, bar.update, graph.merged)
             found = observe_cluster(model, source, *where)
+            change = partial(scale_channels, plans=factors) if factors else None
+            work = (model, source, len(samples), flags.cluster, bar.update)
+            found = observe_cluster(*work, change)
     else:
         found = calibrate(graph, samples, progress, flags)
     if key:
@@ -439,6 +473,7 @@ def convert(
     refuse_unready(config, samples is not None)
     graph = prepare(model, flags.optimize != "none", workspace_of(config))
     skipped_nodes(graph, config)
+    backend = backend or BACKENDS[config.full.target_device]
     keep_source(model, target)
     for path in filter(None, (target, plan and Path(plan))):
         check_writable(path)
@@ -447,6 +482,17 @@ def convert(
     decided, heard = QUANTIZERS[config.common.quant_type](job)
     decided = replace(decided, ends=ends, float16=flags.fp16, prepared=graph.merged)
     for line in (*flag_warnings(config, flags.optimize), *heard):
+    factors, notes = factors_of(graph, config, backend)
+    scaled = scale_channels(graph, factors)
+    if samples is None:
+        statistics = statistics_of(model, scaled, config, flags, progress, factors)
+    else:
+        refuse_files(flags)
+        statistics = calibrate(scaled, Checked(as_samples(samples), graph), progress, flags)
+    check_inputs(statistics, graph)
+    decided = make_plan(scaled, config, statistics, backend)
+    decided = replace(decided, factors=factors, notes=decided.notes + notes)
+    for line in (*flag_warnings(config, flags.optimize), *messages(config, decided, statistics)):
         log.warning(line)
     conversion = finish(graph, decided, target, flags)
     if plan is not None:

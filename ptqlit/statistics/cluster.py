@@ -20,12 +20,13 @@ from ..samples.stream import Recipes
 from .observe import Statistics, observe
 
 # %% auto #0
-__all__ = ['Source', 'prepared', 'observe_shard', 'shards', 'connect', 'observe_cluster']
+__all__ = []
 
 # %% ../../nbs/statistics/04_cluster.ipynb #0d543ccd
 Source = Callable[
     [Graph], Recipes
 ]  # makes the samples of a graph; has to travel, so no open files in it
+Change = Callable[[Graph], Graph]  # another graph of the same model; has to travel too
 
 
 @functools.lru_cache(maxsize=1)
@@ -39,6 +40,10 @@ def observe_shard(
 ) -> Statistics:  # fmt: skip
     "What a worker does: the statistics of the samples first .. last - 1."
     graph = prepared(model, merge)
+    model: str | bytes, source: Source, first: int, last: int, change: Change | None = None
+) -> Statistics:  # fmt: skip
+    "What a worker does: the statistics of the samples first .. last - 1; `change` as below."
+    graph = prepared(model) if change is None else change(prepared(model))
     samples = source(graph)
     return observe(graph, Recipes(samples.recipes[first:last], samples.make), threads=1)
 
@@ -85,6 +90,7 @@ def observe_cluster(
     progress: Callable[[int], None]
     | None = None,  # called with the number of samples done since the last call
     merge: bool = True,  # False: the model's layers are left as they are
+    change: Change | None = None,  # what every worker does to the prepared graph first
 ) -> Statistics:
     "Observe a model on a cluster; the result does not depend on the number of workers."
     sent = (
@@ -98,6 +104,7 @@ def observe_cluster(
         parts = shards(count, len(client.scheduler_info()["workers"]) or 1)
         futures = {
             client.submit(observe_shard, sent, merge, source, *part, pure=False): part
+            client.submit(observe_shard, sent, source, *part, change, pure=False): part
             for part in parts
         }
         total = None
