@@ -126,7 +126,7 @@ def store_weight(
     last.name = name
     graph.insert_before(graph[0], nodes)
 
-# %% ../../nbs/storage/02_weights.ipynb #280e912e
+# %% ../../nbs/storage/02_weights.ipynb #7e39beb9
 INT16_OPSET = 21  # DequantizeLinear of int16
 
 
@@ -172,7 +172,7 @@ def raised(model: ir.Model, version: int) -> ir.Model:
     passes.ShapeInferencePass()(new)
     return new
 
-# %% ../../nbs/storage/02_weights.ipynb #419ef884
+# %% ../../nbs/storage/02_weights.ipynb #8a67ccbb
 def is_large(value: ir.Value) -> bool:
     "Whether a constant can be kept out of a converter's way."
     return value.const_value is not None and value.const_value.size > LARGE
@@ -196,7 +196,7 @@ def put_back(model: ir.Model, tensors: dict) -> None:
         value.const_value = tensors[value.name]
         graph.register_initializer(value)
 
-# %% ../../nbs/storage/02_weights.ipynb #97d0f826
+# %% ../../nbs/storage/02_weights.ipynb #593cdb11
 def check_weight(value: ir.Value | None, plan: TensorPlan) -> str:
     "What is wrong with the plan of a stored weight, in words; empty when nothing is."
     array = widened(constant(value))
@@ -222,7 +222,7 @@ def check_weights(graph: Graph, plan: Plan) -> None:
             text = f'the Plan is wrong: the weight "{tensor.name}": {wrong}'
             raise InputError(f"{graph.name}: {text}.")
 
-# %% ../../nbs/storage/02_weights.ipynb #46188865
+# %% ../../nbs/storage/02_weights.ipynb #b36e16cf
 METADATA = "ptqlit.weights"  # the key under which a file says how its weights are stored
 
 
