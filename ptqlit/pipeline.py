@@ -29,6 +29,7 @@ from .model.graph import Graph, find_nodes, prepare
 from .model.plan import Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
+from .quantizers.dynamic import dynamic_plan
 from .quantizers.full import full_plan
 from .reports.verify import VerifyTable, verify
 from .samples.bin import bin_samples
@@ -50,10 +51,10 @@ from .storage.apply import apply_plan
 from .storage.write import output_path, serialize, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'progress_bar', 'calibrate',
-           'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'key_of', 'statistics_of', 'special_ranges',
-           'messages', 'refuse_files', 'refuse_mixed', 'check_writable', 'keep_source', 'try_once', 'finish', 'convert',
-           'apply']
+__all__ = ['log', 'BACKENDS', 'METHODS', 'SAMPLE_FLAGS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'progress_bar',
+           'calibrate', 'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'refuse_unused', 'make_dynamic_plan',
+           'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed', 'check_writable',
+           'keep_source', 'try_once', 'finish', 'decide_full', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -156,6 +157,25 @@ def make_plan(graph: Graph, config: Config, statistics: Statistics, backend: Bac
     plan = full_plan(graph, statistics, backend, method, calibrator, skipped, str(config))
     return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
 
+# %% ../nbs/90_pipeline.ipynb #99726bdd
+SAMPLE_FLAGS = {  # flags that say how to calibrate -> their defaults
+    "statistics_file": "", "cluster": "", "calibrate_device": "cpu", "memory": None,
+}  # fmt: skip
+
+
+def refuse_unused(mode: str, given: dict[str, object], flags: Flags) -> None:
+    "Raise for arguments, or flags about samples, that a kind of quantization does not look at."
+    names = [name for name, value in given.items() if value is not None]
+    names += [name for name, usual in SAMPLE_FLAGS.items() if getattr(flags, name) != usual]
+    if names:
+        raise InputError(f"{names[0]}: no meaning with quant_type={mode}: expected none.")
+
+
+def make_dynamic_plan(graph: Graph, config: Config) -> Plan:
+    "Every decision of a dynamic quantization."
+    skipped = skipped_nodes(graph, config)
+    return dynamic_plan(graph, config.dynamic.quant_strategy, skipped, str(config))
+
 # %% ../nbs/90_pipeline.ipynb #a0289de6
 def key_of(graph: Graph, config: Config, flags: Flags) -> str:
     "The key of the statistics that a configuration leads to."
@@ -255,6 +275,21 @@ def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Co
     path = write_model(model, target)
     return Conversion(path, plan, verify(path, plan))
 
+# %% ../nbs/90_pipeline.ipynb #d81b2c21
+def decide_full(
+    model, graph: Graph, config: Config, samples: Iterable[Sample] | None,
+    backend: Backend | None, progress: bool, flags: Flags,
+) -> tuple[Plan, list[str]]:  # fmt: skip
+    "The Plan of a full quantization, and what the user should hear."
+    if samples is None:
+        statistics = statistics_of(model, graph, config, flags, progress)
+    else:
+        refuse_files(flags)
+        statistics = calibrate(graph, Checked(as_samples(samples), graph), progress, flags)
+    check_inputs(statistics, graph)
+    plan = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
+    return plan, messages(config, plan, statistics)
+
 # %% ../nbs/90_pipeline.ipynb #b50678b3
 def convert(
     model: str | Path | onnx.ModelProto,  # float ONNX model
@@ -276,14 +311,13 @@ def convert(
     keep_source(model, target)
     for path in filter(None, (target, plan and Path(plan))):
         check_writable(path)
-    if samples is None:
-        statistics = statistics_of(model, graph, config, flags, progress)
+    if config.common.quant_type == "DYNAMIC_QUANT":
+        refuse_unused("DYNAMIC_QUANT", {"samples": samples, "backend": backend}, flags)
+        decided = make_dynamic_plan(graph, config)
+        lines = [*config.warnings, *decided.notes]
     else:
-        refuse_files(flags)
-        statistics = calibrate(graph, Checked(as_samples(samples), graph), progress, flags)
-    check_inputs(statistics, graph)
-    decided = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
-    for line in (*flag_warnings(config, flags.optimize), *messages(config, decided, statistics)):
+        decided, lines = decide_full(model, graph, config, samples, backend, progress, flags)
+    for line in (*flag_warnings(config, flags.optimize), *lines):
         log.warning(line)
     conversion = finish(graph, decided, target, flags)
     if plan is not None:

@@ -33,7 +33,7 @@ class CommonQuantParam(Section):
     "Keys of `[common_quant_param]` (specification sheet, section 2.2)."
 
     title = "common_quant_param"
-    quant_type: choice(*MODES, later=("WEIGHT_QUANT", "DYNAMIC_QUANT")) = key(
+    quant_type: choice(*MODES, later=("WEIGHT_QUANT",)) = key(
         None, "the kind of quantization; mandatory"
     )
     bit_num: whole(0, 16, later=(0,)) = key(
