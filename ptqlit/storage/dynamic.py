@@ -18,8 +18,8 @@ from .ends import made_node
 from .pairs import constant_codes
 
 # %% auto #0
-__all__ = ['FLOAT', 'UINT8', 'INT32', 'SMALLEST_PEAK', 'MEASURES', 'Product', 'product_of', 'Codes', 'Site', 'swap',
-           'measure_tensor', 'peaks_of_rows', 'measure_rows', 'codes_of', 'stored_codes', 'multiply', 'add_bias',
+__all__ = ['FLOAT', 'UINT8', 'INT32', 'LARGEST_CODE', 'MEASURES', 'Product', 'product_of', 'Codes', 'Site', 'swap',
+           'measure_tensor', 'peaks', 'measure_rows', 'as_column', 'codes_of', 'stored_codes', 'multiply', 'add_bias',
            'like_row', 'keep_bias_apart', 'operands_of', 'make_product', 'gather_one', 'make_table', 'why_wrong',
            'make_dynamic']
 
@@ -90,48 +90,64 @@ def swap(site: Site, value: ir.Value, name: str, dimensions: int) -> ir.Node:
     order = [*range(dimensions - 2), dimensions - 1, dimensions - 2]
     return site.node("Transpose", [value], name, value.dtype, perm=order)
 
-# %% ../../nbs/storage/03_dynamic.ipynb #c108e185
+# %% ../../nbs/storage/03_dynamic.ipynb #a247f2a7
 FLOAT, UINT8, INT32 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT32
 
 
-def measure_tensor(site: Site, x: ir.Value) -> tuple[list[ir.Node], Codes]:
+def measure_tensor(site: Site, x: ir.Value, swapped: bool) -> tuple[list[ir.Node], Codes]:
     "uint8 codes of a tensor with one scale and one zero point: the smallest and largest value decide."
+    nodes = [swap(site, x, f"{x.name}_swapped", rank(x))] if swapped else []
+    source = nodes[-1].outputs[0] if nodes else x
+    name = f"{x.name}_swapped" if swapped else x.name
     node = ir.node(
-        "DynamicQuantizeLinear", [x], num_outputs=3, name=f"{x.name}_DynamicQuantizeLinear"
+        "DynamicQuantizeLinear", [source], num_outputs=3, name=f"{name}_DynamicQuantizeLinear"
     )
     for value, what, kind in zip(
         node.outputs, ("quantized", "scale", "zero_point"), (UINT8, FLOAT, UINT8)
     ):
-        value.name, value.type = free_name(f"{x.name}_{what}", site.taken), ir.TensorType(kind)
-    return [node], Codes(*node.outputs)
+        value.name, value.type = free_name(f"{name}_{what}", site.taken), ir.TensorType(kind)
+    return [*nodes, node], Codes(*node.outputs)
 
-# %% ../../nbs/storage/03_dynamic.ipynb #ec94e5eb
-SMALLEST_PEAK = 1e-9  # rows whose values are all smaller are measured as if one were as large
+# %% ../../nbs/storage/03_dynamic.ipynb #a4b42c08
+LARGEST_CODE = 127  # of a row's codes, without their zero point
 
 
-def peaks_of_rows(site: Site, x: ir.Value) -> list[ir.Node]:
-    "Nodes that find the largest absolute value of every row, at least `SMALLEST_PEAK`; (..., 1)."
+def peaks(site: Site, x: ir.Value, axis: int) -> list[ir.Node]:
+    "Nodes that find the largest absolute value along an axis, which becomes 1 long."
     size = site.node("Abs", [x], f"{x.name}_Abs", FLOAT)
     operands, more = [size.outputs[0]], {"keepdims": 1}
     if site.opset >= 18:
-        operands.append(site.constant("last_axis", np.int64([-1])))
+        operands.append(site.constant(f"axis_{-axis}_from_behind", np.int64([axis])))
     else:
-        more["axes"] = [-1]
-    peak = site.node("ReduceMax", operands, f"{x.name}_ReduceMax", FLOAT, **more)
-    floor = site.constant("smallest_peak", np.float32(SMALLEST_PEAK))
-    return [size, peak, site.node("Max", [peak.outputs[0], floor], f"{x.name}_Max", FLOAT)]
+        more["axes"] = [axis]
+    return [size, site.node("ReduceMax", operands, f"{x.name}_ReduceMax", FLOAT, **more)]
 
 
-def measure_rows(site: Site, x: ir.Value) -> tuple[list[ir.Node], Codes]:
-    "uint8 codes around 128 with one scale for each row."
-    nodes = peaks_of_rows(site, x)
-    largest = site.constant("largest_code", np.float32(127))
-    scale = site.node("Div", [nodes[-1].outputs[0], largest], f"{x.name}_row_scale", FLOAT)
-    ratio = site.node("Div", [x, scale.outputs[0]], f"{x.name}_Div", FLOAT)
+def measure_rows(site: Site, x: ir.Value, swapped: bool) -> tuple[list[ir.Node], Codes]:
+    "uint8 codes around 128 with one largest value for each row; of each column, turned into rows, if swapped."
+    name = f"{x.name}_columns" if swapped else x.name
+    nodes = peaks(site, x, -2 if swapped else -1)
+    peak = nodes[-1]
+    ratio = site.node("Div", [x, peak.outputs[0]], f"{name}_Div", FLOAT)
+    step = site.constant("code_step", np.float32(1 / LARGEST_CODE))
     middle = site.constant("middle_code", np.uint8(128))
-    operands = [ratio.outputs[0], site.constant("unit_scale", np.float32(1)), middle]
-    codes = site.node("QuantizeLinear", operands, f"{x.name}_QuantizeLinear", UINT8)
-    return [*nodes, scale, ratio, codes], Codes(codes.outputs[0], scale.outputs[0], middle)
+    operands = [ratio.outputs[0], step, middle]
+    codes = site.node("QuantizeLinear", operands, f"{name}_QuantizeLinear", UINT8)
+    nodes += [ratio, codes]
+    if swapped:
+        codes = swap(site, codes.outputs[0], f"{name}_Transpose", rank(x))
+        nodes.append(codes)
+    if rank(x) is not None:
+        peak = as_column(site, peak, name, rank(x), swapped)
+        nodes.append(peak)
+    return nodes, Codes(codes.outputs[0], peak.outputs[0], middle)
+
+# %% ../../nbs/storage/03_dynamic.ipynb #d2ae4579
+def as_column(site: Site, peak: ir.Node, name: str, dimensions: int, swapped: bool) -> ir.Node:
+    "The largest values of rows, (..., n, 1); those of columns, (..., 1, n), in the same form."
+    shape = [0] * (dimensions - 2) + [-1, 1] if swapped else [0] * (dimensions - 1) + [1]
+    wanted = site.constant(f"{'turned_' * swapped}column_of_{dimensions}", np.int64(shape))
+    return site.node("Reshape", [peak.outputs[0], wanted], f"{name}_Reshape", FLOAT)
 
 
 MEASURES = {"ALWC": measure_tensor, "ACWL": measure_rows}
@@ -140,26 +156,23 @@ MEASURES = {"ALWC": measure_tensor, "ACWL": measure_rows}
 def codes_of(site: Site, value: ir.Value, swapped: bool, before: ir.Node, strategy: str) -> Codes:
     "The codes of a computed tensor, measured once for all its readers."
     if (value.name, swapped) not in site.measured:
-        nodes, x = [], value
-        if swapped:
-            nodes = [swap(site, value, f"{value.name}_swapped", rank(value))]
-            x = nodes[0].outputs[0]
-        more, codes = MEASURES[strategy](site, x)
-        site.graph.insert_before(before, [*nodes, *more])
+        nodes, codes = MEASURES[strategy](site, value, swapped)
+        site.graph.insert_before(before, nodes)
         site.measured[value.name, swapped] = codes
     return site.measured[value.name, swapped]
 
-# %% ../../nbs/storage/03_dynamic.ipynb #96fb4fbb
-def stored_codes(site: Site, product: Product, plan: TensorPlan) -> Codes:
-    "The codes of a constant operand, columns last."
+# %% ../../nbs/storage/03_dynamic.ipynb #8ee0fc1c
+def stored_codes(site: Site, product: Product, plan: TensorPlan, strategy: str) -> Codes:
+    "The codes of a constant operand, columns last, and the scale with all constant factors."
     codes = constant_codes(constant(product.w), plan)
     codes = np.swapaxes(codes, -1, -2) if product.w_swapped else codes
     factor = np.float32(attribute(product.node, "alpha", 1.0))
-    scale = np.asarray(plan.scale.astype(np.float32) * factor)
+    scale = plan.scale.astype(np.float32) * factor
+    scale = np.asarray(scale / np.float32(LARGEST_CODE) if strategy == "ACWL" else scale)
     stored = site.constant(f"{plan.name}_quantized", np.ascontiguousarray(codes))
     return Codes(stored, site.constant(f"{plan.name}_scale", scale), None)
 
-# %% ../../nbs/storage/03_dynamic.ipynb #25baf1bc
+# %% ../../nbs/storage/03_dynamic.ipynb #e3c417a1
 def multiply(site: Site, name: str, x: Codes, w: Codes) -> list[ir.Node]:
     "MatMulInteger, Cast, and one Mul by the product of both scales."
     operands = [x.codes, w.codes, x.zero_point]
@@ -183,7 +196,7 @@ def add_bias(site: Site, node: ir.Node, result: ir.Value) -> list[ir.Node]:
         bias = nodes[0].outputs[0]
     return [*nodes, site.node("Add", [result, bias], f"{node.name}_Add", FLOAT)]
 
-# %% ../../nbs/storage/03_dynamic.ipynb #6c94413d
+# %% ../../nbs/storage/03_dynamic.ipynb #f9d88b75
 def like_row(value: ir.Value) -> bool:
     "Whether a tensor is one row, as a bias is, or could be one for all that is known."
     return value.shape is None or all(size == 1 for size in list(value.shape)[:-1])
@@ -195,7 +208,7 @@ def keep_bias_apart(result: ir.Value) -> None:
         if use.node.op_type == "Add" and like_row(use.node.inputs[1 - use.idx]):
             use.node.op_type = "Sum"
 
-# %% ../../nbs/storage/03_dynamic.ipynb #ee2754b6
+# %% ../../nbs/storage/03_dynamic.ipynb #046b43be
 def operands_of(
     site: Site, product: Product, plan: TensorPlan | None, strategy: str
 ) -> tuple[Codes, Codes]:  # fmt: skip
@@ -203,7 +216,7 @@ def operands_of(
     node = product.node
     x = codes_of(site, product.x, product.x_swapped, node, strategy)
     if plan is not None:
-        return x, stored_codes(site, product, plan)
+        return x, stored_codes(site, product, plan, strategy)
     return x, codes_of(site, product.w, product.w_swapped, node, strategy)
 
 
@@ -220,7 +233,7 @@ def make_product(site: Site, product: Product, plan: TensorPlan | None, strategy
     if strategy == "ACWL":
         keep_bias_apart(result)
 
-# %% ../../nbs/storage/03_dynamic.ipynb #931665d5
+# %% ../../nbs/storage/03_dynamic.ipynb #fc1d0e30
 def gather_one(site: Site, node: ir.Node, array: np.ndarray, table: str, name: str) -> ir.Node:
     "The same Gather from another table."
     kind, axis = ir.DataType.from_numpy(array.dtype), attribute(node, "axis", 0)
@@ -246,7 +259,7 @@ def make_table(site: Site, node: ir.Node, plan: TensorPlan) -> None:
     rows = site.node("Mul", factors, f"{name}_Mul", FLOAT)
     replace_node(site.graph, node, [*nodes, *casts, centred, rows])
 
-# %% ../../nbs/storage/03_dynamic.ipynb #254e3501
+# %% ../../nbs/storage/03_dynamic.ipynb #ead30803
 def why_wrong(node: ir.Node | None, decision: str, weight: TensorPlan | None) -> str:
     "Why a node cannot become what a Plan says; empty when it can."
     if node is None:
