@@ -34,6 +34,7 @@ from .model.plan import FactorPlan, Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
 from .quantizers.equalization import equalize
+from .quantizers.dynamic import dynamic_plan
 from .quantizers.full import full_plan
 from .quantizers.mixed_bit import auto_tune, mixed_plan, stand_in
 from .quantizers.weight import WeightOptions, weight_plan
@@ -60,12 +61,13 @@ from .storage.apply import apply_plan, scale_channels
 from .storage.write import output_path, serialize, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'Factors', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config', 'Flags', 'Job',
-           'refuse_unready', 'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes', 'make_plan',
-           'end_plan', 'wanted_ends', 'factors_of', 'factors_key', 'key_of', 'statistics_of', 'special_ranges',
-           'messages', 'refuse_files', 'refuse_mixed', 'workspace_of', 'check_writable', 'keep_source', 'random_feed',
-           'try_once', 'look', 'finish', 'weight_options', 'counting_flags', 'tuning_samples', 'tuned_scale',
-           'quantize_weights', 'quantize_full', 'apply']
+__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'Factors', 'SAMPLE_FLAGS', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config',
+           'Flags', 'Job', 'refuse_unready', 'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes',
+           'make_plan', 'end_plan', 'wanted_ends', 'factors_of', 'factors_key', 'refuse_unused', 'make_dynamic_plan',
+           'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed', 'workspace_of',
+           'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish', 'weight_options',
+           'counting_flags', 'tuning_samples', 'tuned_scale', 'quantize_weights', 'decide_full', 'quantize_full',
+           'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -241,6 +243,25 @@ def factors_key(factors: Factors) -> str:
             digest.update(f"{plan.node} {0 if part is None else part.size} ".encode())
             digest.update(b"" if part is None else part.tobytes())
     return digest.hexdigest() if factors else ""
+
+# %% ../nbs/90_pipeline.ipynb #884b6a17
+SAMPLE_FLAGS = {  # flags that say how to calibrate -> their defaults
+    "statistics_file": "", "cluster": "", "calibrate_device": "cpu", "memory": None,
+}  # fmt: skip
+
+
+def refuse_unused(mode: str, given: dict[str, object], flags: Flags) -> None:
+    "Raise for arguments, or flags about samples, that a kind of quantization does not look at."
+    names = [name for name, value in given.items() if value is not None]
+    names += [name for name, usual in SAMPLE_FLAGS.items() if getattr(flags, name) != usual]
+    if names:
+        raise InputError(f"{names[0]}: no meaning with quant_type={mode}: expected none.")
+
+
+def make_dynamic_plan(graph: Graph, config: Config) -> Plan:
+    "Every decision of a dynamic quantization."
+    skipped = skipped_nodes(graph, config)
+    return dynamic_plan(graph, config.dynamic.quant_strategy, skipped, str(config))
 
 # %% ../nbs/90_pipeline.ipynb #a0289de6
 def key_of(graph: Graph, config: Config, flags: Flags, factors: Factors = ()) -> str:
@@ -434,6 +455,21 @@ def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
         plan = mixed_plan(graph, target, options, skipped, str(config), notes)
     return plan, [*heard, *config.warnings, *plan.notes]
 
+# %% ../nbs/90_pipeline.ipynb #1c88e41a
+def decide_full(
+    model, graph: Graph, config: Config, samples: Iterable[Sample] | None,
+    backend: Backend | None, progress: bool, flags: Flags,
+) -> tuple[Plan, list[str]]:  # fmt: skip
+    "The Plan of a full quantization, and what the user should hear."
+    if samples is None:
+        statistics = statistics_of(model, graph, config, flags, progress)
+    else:
+        refuse_files(flags)
+        statistics = calibrate(graph, Checked(as_samples(samples), graph), progress, flags)
+    check_inputs(statistics, graph)
+    plan = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
+    return plan, messages(config, plan, statistics)
+
 # %% ../nbs/90_pipeline.ipynb #b50678b3
 def quantize_full(job: Job) -> tuple[Plan, list[str]]:
     "The Plan of a full quantization, and what the user should hear."
@@ -493,6 +529,13 @@ def convert(
     decided = make_plan(scaled, config, statistics, backend)
     decided = replace(decided, factors=factors, notes=decided.notes + notes)
     for line in (*flag_warnings(config, flags.optimize), *messages(config, decided, statistics)):
+    if config.common.quant_type == "DYNAMIC_QUANT":
+        refuse_unused("DYNAMIC_QUANT", {"samples": samples, "backend": backend}, flags)
+        decided = make_dynamic_plan(graph, config)
+        lines = [*config.warnings, *decided.notes]
+    else:
+        decided, lines = decide_full(model, graph, config, samples, backend, progress, flags)
+    for line in (*flag_warnings(config, flags.optimize), *lines):
         log.warning(line)
     conversion = finish(graph, decided, target, flags)
     if plan is not None:

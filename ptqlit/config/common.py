@@ -11,7 +11,7 @@ from .kinds import Boolean, Folder, Names, choice, whole
 from .schema import Fault, Section, key
 
 # %% auto #0
-__all__ = ['WEIGHT', 'MODES', 'check_widths', 'CommonQuantParam']
+__all__ = ['WEIGHT', 'MODES', 'check_widths']
 
 # %% ../../nbs/config/01_common.ipynb #e36360af
 WEIGHT = ("WEIGHT_QUANT",)  # the kind of quantization that some keys speak of
@@ -34,6 +34,7 @@ class CommonQuantParam(Section):
 
     title = "common_quant_param"
     quant_type: choice(*MODES, later=("DYNAMIC_QUANT",)) = key(
+    quant_type: choice(*MODES, later=("WEIGHT_QUANT",)) = key(
         None, "the kind of quantization; mandatory"
     )
     bit_num: whole(0, 16, later=(0,)) = key(
