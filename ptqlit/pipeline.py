@@ -66,8 +66,7 @@ __all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'Factors', 'SAMPLE_FLAGS', 'SO
            'make_plan', 'end_plan', 'wanted_ends', 'factors_of', 'factors_key', 'refuse_unused', 'make_dynamic_plan',
            'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed', 'workspace_of',
            'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish', 'weight_options',
-           'counting_flags', 'tuning_samples', 'tuned_scale', 'quantize_weights', 'decide_full', 'quantize_full',
-           'apply']
+           'tuning_samples', 'tuned_scale', 'quantize_weights', 'quantize_full', 'quantize_dynamic', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -289,11 +288,9 @@ def statistics_of(
     if flags.cluster:
         with progress_bar(len(samples), progress) as bar:
             source = partial(samples_of, config, flags=flags)
-            where = (len(samples), flags.cluster, bar.update, graph.merged)
-            found = observe_cluster(model, source, *where)
             change = partial(scale_channels, plans=factors) if factors else None
             work = (model, source, len(samples), flags.cluster, bar.update)
-            found = observe_cluster(*work, change)
+            found = observe_cluster(*work, change, graph.merged)
     else:
         found = calibrate(graph, samples, progress, flags)
     if key:
@@ -307,11 +304,11 @@ def special_ranges(plan: Plan) -> list[str]:
     return [f"{t.name}: {t.reason}" for t in chosen if t.reason != range_note(*t.range)]
 
 
-def messages(config: Config, plan: Plan, statistics: Statistics) -> list[str]:
-    "Everything that the user should hear."
+def messages(plan: Plan, statistics: Statistics) -> list[str]:
+    "Everything that the user should hear about a full quantization."
     nothing = [] if plan.count("integer") else ["nothing was quantized: every operator stays float"]
     found = [*special_ranges(plan), *odd_tensors(statistics), *nothing]
-    return [*config.warnings, *plan.notes, *found]
+    return [*plan.notes, *found]
 
 # %% ../nbs/90_pipeline.ipynb #108e8a1c
 def refuse_files(flags: Flags) -> None:
@@ -406,12 +403,6 @@ def weight_options(config: Config) -> WeightOptions:
     )
 
 
-def counting_flags(flags: Flags) -> list[str]:
-    "The flags given that speak of calibration."
-    names = ("statistics_file", "cluster", "calibrate_device", "memory")
-    return [name for name in names if getattr(flags, name) != getattr(Flags(), name)]
-
-
 SOME = 16  # samples that auto_tune looks at
 
 
@@ -444,51 +435,46 @@ def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
     graph, config, tunes = job.graph, job.config, job.config.mixed_bit.auto_tune
     options, skipped = weight_options(config), skipped_nodes(graph, config)
     fixed = config.common.bit_num > 0
-    idle = counting_flags(job.flags)
-    idle += ["samples"] if job.samples is not None and (fixed or not tunes) else []
-    idle += ["backend"] if job.backend is not None else []
-    heard = [f"{name}: not used with quant_type=WEIGHT_QUANT." for name in idle]
+    unread = job.samples if fixed or not tunes else None
+    refuse_unused("WEIGHT_QUANT", {"samples": unread, "backend": job.backend}, job.flags)
     if fixed:
         plan = weight_plan(graph, options, skipped, str(config))
     else:
         target, notes = tuned_scale(job, options, skipped)
         plan = mixed_plan(graph, target, options, skipped, str(config), notes)
-    return plan, [*heard, *config.warnings, *plan.notes]
-
-# %% ../nbs/90_pipeline.ipynb #1c88e41a
-def decide_full(
-    model, graph: Graph, config: Config, samples: Iterable[Sample] | None,
-    backend: Backend | None, progress: bool, flags: Flags,
-) -> tuple[Plan, list[str]]:  # fmt: skip
-    "The Plan of a full quantization, and what the user should hear."
-    if samples is None:
-        statistics = statistics_of(model, graph, config, flags, progress)
-    else:
-        refuse_files(flags)
-        statistics = calibrate(graph, Checked(as_samples(samples), graph), progress, flags)
-    check_inputs(statistics, graph)
-    plan = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
-    return plan, messages(config, plan, statistics)
+    return plan, list(plan.notes)
 
 # %% ../nbs/90_pipeline.ipynb #b50678b3
 def quantize_full(job: Job) -> tuple[Plan, list[str]]:
     "The Plan of a full quantization, and what the user should hear."
-    graph, config, flags = job.graph, job.config, job.flags
+    config, flags, backend = job.config, job.flags, job.backend
+    backend = backend or BACKENDS[config.full.target_device]
+    factors, notes = factors_of(job.graph, config, backend)
+    graph = scale_channels(job.graph, factors)
     if job.samples is None:
-        statistics = statistics_of(job.model, graph, config, flags, job.progress)
+        statistics = statistics_of(job.model, graph, config, flags, job.progress, factors)
     else:
         refuse_files(flags)
         checked = Checked(as_samples(job.samples), graph)
         statistics = calibrate(graph, checked, job.progress, flags)
     check_inputs(statistics, graph)
-    backend = job.backend or BACKENDS[config.full.target_device]
     plan = make_plan(graph, config, statistics, backend, job.ends)
-    return plan, messages(config, plan, statistics)
+    plan = replace(plan, factors=factors, notes=plan.notes + notes)
+    return plan, messages(plan, statistics)
+
+
+def quantize_dynamic(job: Job) -> tuple[Plan, list[str]]:
+    "The Plan of a dynamic quantization, and what the user should hear."
+    given = {"samples": job.samples, "backend": job.backend}
+    refuse_unused("DYNAMIC_QUANT", given, job.flags)
+    plan = make_dynamic_plan(job.graph, job.config)
+    return plan, list(plan.notes)
 
 
 QUANTIZERS: dict[str, Callable[[Job], tuple[Plan, list[str]]]] = {
     "WEIGHT_QUANT": quantize_weights,
     "FULL_QUANT": quantize_full,
+    "DYNAMIC_QUANT": quantize_dynamic,
 }
 
 # %% ../nbs/90_pipeline.ipynb #fb8286e3
@@ -507,9 +493,10 @@ def convert(
     config, target = as_config(config), output_path(output)
     refuse_mixed(flags)
     refuse_unready(config, samples is not None)
+    for line in (*config.warnings, *flag_warnings(config, flags.optimize)):
+        log.warning(line)
     graph = prepare(model, flags.optimize != "none", workspace_of(config))
     skipped_nodes(graph, config)
-    backend = backend or BACKENDS[config.full.target_device]
     keep_source(model, target)
     for path in filter(None, (target, plan and Path(plan))):
         check_writable(path)
@@ -517,25 +504,7 @@ def convert(
     job = Job(model, graph, config, flags, samples, backend, progress, ends)
     decided, heard = QUANTIZERS[config.common.quant_type](job)
     decided = replace(decided, ends=ends, float16=flags.fp16, prepared=graph.merged)
-    for line in (*flag_warnings(config, flags.optimize), *heard):
-    factors, notes = factors_of(graph, config, backend)
-    scaled = scale_channels(graph, factors)
-    if samples is None:
-        statistics = statistics_of(model, scaled, config, flags, progress, factors)
-    else:
-        refuse_files(flags)
-        statistics = calibrate(scaled, Checked(as_samples(samples), graph), progress, flags)
-    check_inputs(statistics, graph)
-    decided = make_plan(scaled, config, statistics, backend)
-    decided = replace(decided, factors=factors, notes=decided.notes + notes)
-    for line in (*flag_warnings(config, flags.optimize), *messages(config, decided, statistics)):
-    if config.common.quant_type == "DYNAMIC_QUANT":
-        refuse_unused("DYNAMIC_QUANT", {"samples": samples, "backend": backend}, flags)
-        decided = make_dynamic_plan(graph, config)
-        lines = [*config.warnings, *decided.notes]
-    else:
-        decided, lines = decide_full(model, graph, config, samples, backend, progress, flags)
-    for line in (*flag_warnings(config, flags.optimize), *lines):
+    for line in heard:
         log.warning(line)
     conversion = finish(graph, decided, target, flags)
     if plan is not None:

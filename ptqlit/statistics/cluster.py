@@ -20,7 +20,7 @@ from ..samples.stream import Recipes
 from .observe import Statistics, observe
 
 # %% auto #0
-__all__ = []
+__all__ = ['Source', 'Change', 'prepared', 'observe_shard', 'shards', 'connect', 'observe_cluster']
 
 # %% ../../nbs/statistics/04_cluster.ipynb #0d543ccd
 Source = Callable[
@@ -36,14 +36,12 @@ def prepared(model: str | bytes, merge: bool = True) -> Graph:
 
 
 def observe_shard(
-    model: str | bytes, merge: bool, source: Source, first: int, last: int
+    model: str | bytes, source: Source, first: int, last: int, change: Change | None = None,
+    merge: bool = True,
 ) -> Statistics:  # fmt: skip
-    "What a worker does: the statistics of the samples first .. last - 1."
+    "What a worker does: the statistics of the samples first .. last - 1; `change` and `merge` as below."
     graph = prepared(model, merge)
-    model: str | bytes, source: Source, first: int, last: int, change: Change | None = None
-) -> Statistics:  # fmt: skip
-    "What a worker does: the statistics of the samples first .. last - 1; `change` as below."
-    graph = prepared(model) if change is None else change(prepared(model))
+    graph = graph if change is None else change(graph)
     samples = source(graph)
     return observe(graph, Recipes(samples.recipes[first:last], samples.make), threads=1)
 
@@ -89,8 +87,8 @@ def observe_cluster(
     address: str,  # of a Dask scheduler, or local:N
     progress: Callable[[int], None]
     | None = None,  # called with the number of samples done since the last call
-    merge: bool = True,  # False: the model's layers are left as they are
     change: Change | None = None,  # what every worker does to the prepared graph first
+    merge: bool = True,  # False: the model's layers are left as they are
 ) -> Statistics:
     "Observe a model on a cluster; the result does not depend on the number of workers."
     sent = (
@@ -103,8 +101,7 @@ def observe_cluster(
 
         parts = shards(count, len(client.scheduler_info()["workers"]) or 1)
         futures = {
-            client.submit(observe_shard, sent, merge, source, *part, pure=False): part
-            client.submit(observe_shard, sent, source, *part, change, pure=False): part
+            client.submit(observe_shard, sent, source, *part, change, merge, pure=False): part
             for part in parts
         }
         total = None

@@ -126,7 +126,6 @@ def apply_plan(graph: Graph, plan: Plan) -> ir.Model:
     taken = tensor_names(model.graph)
     floats = [name for name, v in model.graph.initializers.items() if constant(v) is not None]
     store_weights(model, plan, taken)
-    place_all(model, plan, taken)
     make = make_dynamic if plan.mode == "DYNAMIC_QUANT" else place_all
     make(model, plan, taken)
     change_ends(model, plan, taken)
