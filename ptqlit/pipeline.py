@@ -188,7 +188,8 @@ def make_plan(
     skipped, asked = skipped_nodes(graph, config), {end.tensor for end in ends if end.tensor}
     method = config.full.activation_quant_method
     calibrator = partial(find_calibrator(method), options=Options(config.full.percentile))
-    chosen = (method, calibrator, skipped, str(config), asked)
+    per_channel = config.full.per_channel
+    chosen = (method, calibrator, skipped, str(config), per_channel, asked)
     plan = full_plan(graph, statistics, backend, *chosen)
     return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
 
@@ -495,7 +496,8 @@ def convert(
     refuse_unready(config, samples is not None)
     for line in (*config.warnings, *flag_warnings(config, flags.optimize)):
         log.warning(line)
-    graph = prepare(model, flags.optimize != "none", workspace_of(config))
+    merge = flags.optimize != "none" and config.registry.disable_fusion != "on"
+    graph = prepare(model, merge, workspace_of(config))
     skipped_nodes(graph, config)
     keep_source(model, target)
     for path in filter(None, (target, plan and Path(plan))):

@@ -26,7 +26,9 @@ def error_of_mean(
     mean: np.ndarray,  # mean of every input channel, float64 (input channels,)
 ) -> np.ndarray:
     "(W_q - W) E[x] for every output channel, float64."
-    error = np.moveaxis(weight_error.astype(np.float64), layer.axis, 0)  # (outputs, inputs, *kernel)
+    error = np.moveaxis(
+        weight_error.astype(np.float64), layer.axis, 0
+    )  # (outputs, inputs, *kernel)
     kernel = tuple(range(2, error.ndim)) if "Conv" in layer.node.op_type else ()
     error = error.sum(axis=kernel)
     if layer.group == 1:

@@ -144,7 +144,9 @@ def raise_for_bias(affine: Affine, s_x: np.ndarray, bias: np.ndarray) -> Affine:
     needed = np.abs(bias.astype(np.float64)) / (0.99 * float(s_x) * INT32.qmax)
     if affine.scale.ndim == 0:  # one scale for the layer: the largest bias decides
         needed = needed.max()
-    return Affine(np.asarray(np.maximum(affine.scale, needed.astype(np.float32))), affine.zero_point)
+    return Affine(
+        np.asarray(np.maximum(affine.scale, needed.astype(np.float32))), affine.zero_point
+    )
 
 
 def bias_plan(layer: Layer, s_x: np.ndarray, s_w: np.ndarray, bias: np.ndarray) -> TensorPlan:
@@ -267,8 +269,8 @@ def edge_plans(
 # %% ../../nbs/quantizers/00_full.ipynb #2b54f8bb
 def full_plan(
     graph: Graph, statistics: Statistics, backend: Backend, method: str, calibrator: Calibrator,
-    skipped: Set[str] = frozenset(), config: str = "", ends: Set[str] = frozenset(),
-    skipped: set[str] = frozenset(), config: str = "", per_channel: bool = True,
+    skipped: Set[str] = frozenset(), config: str = "", per_channel: bool = True,
+    ends: Set[str] = frozenset(),
 ) -> Plan:  # fmt: skip
     "Decide everything about a full quantization, without bias correction; InputError for NaN constants."
     nodes = decide(graph, backend, skipped, ends)
@@ -276,9 +278,6 @@ def full_plan(
     edges = coded(graph, decisions, ends)
     chosen = (backend, decisions, method, calibrator, ends)
     activations = activation_plans(graph, statistics, *chosen)
-    tensors = [*activations.values(), *weight_plans(graph, backend, decisions, activations, edges)]
-    edges = coded(graph, decisions)
-    activations = activation_plans(graph, statistics, backend, decisions, method, calibrator)
     weights = weight_plans(graph, backend, decisions, activations, edges, per_channel)
     pairs = edge_plans(graph, decisions, edges, backend)
     merged = sorted(name for name in skipped if decisions[name].decision == ABSORBED)
