@@ -86,7 +86,9 @@ def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
     return (RANDOM.normal(size=shape) * scale).astype(np.float32)
 
 
-def matmul(name: str, x_shape: tuple, w_shape: tuple, left: bool = False, bias: bool = False) -> Case:
+def matmul(
+    name: str, x_shape: tuple, w_shape: tuple, left: bool = False, bias: bool = False
+) -> Case:
     """One MatMul with a constant on one side."""
     net, w, b = Net(), normal(*w_shape), normal(1 if left else w_shape[-1])
     x = net.input("x", ("rows", *x_shape[1:]) if len(x_shape) > 1 and not left else x_shape)
@@ -129,7 +131,9 @@ def mixer() -> Case:
     """A product along another dimension, with a Transpose before and behind, as in an MLP mixer."""
     net, w, b = Net(), normal(24, 24), normal(24)
     x = net.input("x", ("n", 24, 10))
-    y = net.op("Add", net.op("MatMul", net.op("Transpose", x, perm=[0, 2, 1]), net.const(w)), net.const(b))
+    y = net.op(
+        "Add", net.op("MatMul", net.op("Transpose", x, perm=[0, 2, 1]), net.const(w)), net.const(b)
+    )
     y = net.op("Add", net.op("Transpose", net.op("Relu", y), perm=[0, 2, 1]), x)
 
     def emulate(feed, strategy):
@@ -196,7 +200,9 @@ def table(axis: int, indices: np.ndarray) -> Case:
     """A Gather from a constant table, and a product behind it."""
     net, data, w = Net(), normal(50, 40) * np.exp(normal(50, 1)), normal(40, 8)
     data = data if axis == 0 else np.ascontiguousarray(data.T)
-    rows = net.op("Gather", net.const(data), net.input("i", indices.shape, TensorProto.INT64), axis=axis)
+    rows = net.op(
+        "Gather", net.const(data), net.input("i", indices.shape, TensorProto.INT64), axis=axis
+    )
     rows = rows if axis == 0 else net.op("Transpose", rows, perm=[1, 0])
     y = net.op("MatMul", rows, net.const(w))
 
@@ -285,7 +291,9 @@ def test_shared_input_is_measured_once():
         assert Counter(node.op_type for node in model.graph)[operator] == 1
     net = Net()
     weight, x = net.const(normal(32, 32)), net.input("x", ("rows", 32))
-    twice = prepare(net.model(net.op("MatMul", net.op("Relu", net.op("MatMul", x, weight)), weight)))
+    twice = prepare(
+        net.model(net.op("MatMul", net.op("Relu", net.op("MatMul", x, weight)), weight))
+    )
     model = apply_plan(twice, dynamic_plan(twice, "ALWC"))
     assert sum(v.dtype.name == "INT8" for v in model.graph.initializers.values()) == 1
 
@@ -314,21 +322,31 @@ def test_specification():
     codes, scale = measured(row, "ALWC")
     assert codes.tolist() == [[64, 127, 255]] and abs(float(scale) - 2 / 255) < 1e-9
     net = Net()
-    identity = net.model(net.op("MatMul", net.input("x", (1, 3)), net.const(np.eye(3, dtype=np.float32))))
+    identity = net.model(
+        net.op("MatMul", net.input("x", (1, 3)), net.const(np.eye(3, dtype=np.float32)))
+    )
     graph = prepare(identity)
     for strategy in STRATEGIES:
         codes, factor = measured(row, strategy)
         scale = factor / 127 if strategy == "ACWL" else factor
-        got = open_session(apply_plan(graph, dynamic_plan(graph, strategy))).run(None, {"x": row})[0]
+        got = open_session(apply_plan(graph, dynamic_plan(graph, strategy))).run(None, {"x": row})[
+            0
+        ]
         assert np.allclose(got, codes * scale, rtol=1e-6)
 
 
 # ---------------------------------------------------------------- what stays float, and what is refused
 
 
-def reasons(model: onnx.ModelProto, strategy: str = "ALWC", skipped: set[str] = frozenset()) -> dict:
+def reasons(
+    model: onnx.ModelProto, strategy: str = "ALWC", skipped: set[str] = frozenset()
+) -> dict:
     """Operator -> reason of every node that stays float."""
-    return {n.operator: n.reason for n in dynamic_plan(prepare(model), strategy, skipped).nodes if n.decision == "float"}
+    return {
+        n.operator: n.reason
+        for n in dynamic_plan(prepare(model), strategy, skipped).nodes
+        if n.decision == "float"
+    }
 
 
 def with_another(build) -> onnx.ModelProto:
@@ -340,19 +358,31 @@ def with_another(build) -> onnx.ModelProto:
 
 def test_reasons():
     """Each node that stays float has its reason."""
-    thin = with_another(lambda net, y: net.op("Add", y, net.op("Gather", net.const(normal(9, 1)), net.input("i", (), TensorProto.INT64))))
+    thin = with_another(
+        lambda net, y: net.op(
+            "Add",
+            y,
+            net.op("Gather", net.const(normal(9, 1)), net.input("i", (), TensorProto.INT64)),
+        )
+    )
     assert reasons(thin)["Gather"] == "its table would not become smaller"
     vector = with_another(lambda net, y: net.op("MatMul", y, net.const(normal(24))))
     assert reasons(vector)["MatMul"] == "its weight is no matrix"
     computed = with_another(lambda net, y: net.op("MatMul", y, net.op("Transpose", y, perm=[1, 0])))
     assert "ACWL needs a constant weight" in reasons(computed, "ACWL")["MatMul"]
     assert reasons(computed) == {"Transpose": "no matrix product, and no table of rows"}
-    relu = with_another(lambda net, y: net.op("MatMul", net.op("Relu", y), net.const(normal(24, 8)), name="last"))
+    relu = with_another(
+        lambda net, y: net.op("MatMul", net.op("Relu", y), net.const(normal(24, 8)), name="last")
+    )
     assert reasons(relu, "ALWC", {"last"})["MatMul"] == "named in skip_quant_node"
-    double = with_another(lambda net, y: net.op("MatMul", net.op("Cast", y, to=11), net.const(np.ones((24, 8)))))
+    double = with_another(
+        lambda net, y: net.op("MatMul", net.op("Cast", y, to=11), net.const(np.ones((24, 8))))
+    )
     assert reasons(double)["MatMul"] == "its operands are not float32"
     net = Net()
-    y = net.op("MatMul", net.input("x", (1, LONGEST + 1)), net.const(np.ones((LONGEST + 1, 2), np.float32)))
+    y = net.op(
+        "MatMul", net.input("x", (1, LONGEST + 1)), net.const(np.ones((LONGEST + 1, 2), np.float32))
+    )
     longest = net.model(net.op("MatMul", y, net.const(normal(2, 2))))
     assert str(LONGEST) in reasons(longest)["MatMul"]
 
@@ -360,7 +390,9 @@ def test_reasons():
 def test_skipped_nodes_stay_float(tmp_path):
     """A node of skip_quant_node keeps its weight, and its result to the bit."""
     config = Config.from_text(TEXT.replace("[dyn", "skip_quant_node=sound\n[dyn") + "ALWC", "c.cfg")
-    model = with_another(lambda net, y: net.op("MatMul", net.op("Relu", y), net.const(normal(24, 8)), name="last"))
+    model = with_another(
+        lambda net, y: net.op("MatMul", net.op("Relu", y), net.const(normal(24, 8)), name="last")
+    )
     result = convert(model, config, tmp_path / "q")
     assert [row.name for row in result.table.rows if row.decision == "dynamic"] == ["last"]
     assert result.table.rows[0].found == "MatMul"
@@ -384,8 +416,18 @@ BAD = [
     (broken_weight(), TEXT + "ALWC", ["fc", "bad", "NaN"], -200),
     (only_relu(), TEXT + "ALWC", ["nothing to quantize", "MatMul"], -300),
     (CASES[0].model, TEXT + "ACLW", ["c.cfg:4", "quant_strategy=ACLW", "ACWL"], -600),
-    (CASES[0].model, TEXT.replace("T\n", "T\nbit_num=4\n", 1) + "ALWC", ["c.cfg:3", "bit_num=4", "expected 8"], -600),
-    (CASES[0].model, TEXT.replace("T\n", "T\nskip_quant_node=x\n", 1) + "ALWC", ["c.cfg:3", '"x"'], -600),
+    (
+        CASES[0].model,
+        TEXT.replace("T\n", "T\nbit_num=4\n", 1) + "ALWC",
+        ["c.cfg:3", "bit_num=4", "expected 8"],
+        -600,
+    ),
+    (
+        CASES[0].model,
+        TEXT.replace("T\n", "T\nskip_quant_node=x\n", 1) + "ALWC",
+        ["c.cfg:3", '"x"'],
+        -600,
+    ),
 ]
 
 
