@@ -313,11 +313,6 @@ CONFIGS = {  # name: change, status, words of the message
         GIVEN,
         ["c.cfg:16", "NVGPU", "not supported yet"],
     ),
-    "per_channel=false is not there yet": (
-        edit("[full_quant_param]", "[full_quant_param]\nper_channel=false"),
-        GIVEN,
-        ["c.cfg:16", "per_channel=false", "not supported yet"],
-    ),
     "a section that is not there yet": (
         lambda text: text + "[transform_quant_param]\nexport_precision_mode=FLOAT32\n",
         GIVEN,

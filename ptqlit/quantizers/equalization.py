@@ -68,7 +68,7 @@ def layer_behind(node: ir.Node) -> tuple[ir.Node | None, str]:
     while reader is not None and lets_through(reader):
         value, reader = reader.outputs[0], only_user(reader.outputs[0])
     if reader is None:
-        return None, "more than one reader"
+        return None, "a model output" if value.is_graph_output() else "more than one reader"
     if scalable(reader) and reader.inputs[0] is value:
         return reader, ""
     bounded = reader.op_type == "Clip" and len(reader.inputs) > 2 and reader.inputs[2] is not None
@@ -172,12 +172,12 @@ def obstacle_notes(apart: dict[str, list[str]], count: int) -> tuple[str, ...]:
         return ()
     ordered = sorted(apart.items(), key=lambda item: -len(item[1]))
     parts = [
-        f"{len(names)} because of {what} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+        f"{what} ({len(names)}: {', '.join(names[:3])}{', ...' if names[3:] else ''})"
         for what, names in ordered
     ]
-    kept = sum(map(len, apart.values()))
-    text = f"{count} layers are equalized with the one behind, {kept} are not: {', '.join(parts)}"
-    return (f"per_channel=false: {text}",)
+    total = count + sum(map(len, apart.values()))
+    text = f"{count} of {total} layers are equalized with the one behind"
+    return (f"per_channel=false: {text}; in the way of the others: {', '.join(parts)}",)
 
 # %% ../../nbs/quantizers/02_equalization.ipynb #b7cdaa97
 def equalize(
