@@ -30,7 +30,7 @@ Level = onnxruntime.GraphOptimizationLevel
 
 
 def session_options(
-    threads: int, level: Level, optimized: Path | None
+    threads: int, level: Level, optimized: Path | None, pattern: bool = True
 ) -> onnxruntime.SessionOptions:  # fmt: skip
     "The switches that the house sets; `optimized` is where the rewritten graph goes."
     options = onnxruntime.SessionOptions()
@@ -39,6 +39,7 @@ def session_options(
     options.graph_optimization_level = level
     options.log_severity_level = 4  # errors come as exceptions, not as lines on stderr
     options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = pattern
     if optimized:
         options.optimized_model_filepath = str(optimized)
     return options
@@ -61,9 +62,10 @@ def open_session(
     threads: int = 1,  # intra-op threads
     level: Level = Level.ORT_ENABLE_ALL,  # how much the runtime may rewrite the graph
     optimized: Path | None = None,  # write the rewritten graph here
+    pattern: bool = True,  # one planned block of memory for all tensors of a run
 ) -> Session:
     "An onnxruntime session on the CPU; InputError (MODEL_INVALID) when it cannot load the model."
-    options, name = session_options(threads, level, optimized), "model"
+    options, name = session_options(threads, level, optimized, pattern), "model"
     if isinstance(model, ir.Model):
         model = ir.to_proto(model).SerializeToString()
     if not isinstance(model, bytes):
@@ -155,7 +157,7 @@ def calibration_session(graph: Graph) -> tuple[Session, list[str]]:
     names = [name for name in activations(graph) if name in values]
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in names)
-    return open_session(model, threads=1), names
+    return open_session(model, threads=1, pattern=False), names
 
 # %% ../../nbs/model/01_runtime.ipynb #40ac3361
 def logits_model(path: str | Path) -> bytes:
