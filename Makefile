@@ -65,6 +65,7 @@ bench: $(STAMP) ## compare with quantize_static on the models in ZOO=folder
 	@test -n "$(ZOO)" || { echo "bench needs a folder of models: make bench ZOO=folder"; exit 2; }
 	$(PY) tools/bench.py --zoo "$(ZOO)" $(if $(OUT),--out "$(OUT)")
 	$(PY) tools/bench_methods.py --zoo "$(ZOO)"
+	$(PY) tools/bench_calibration.py --zoo "$(ZOO)"
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c "import sys; v = sys.version_info; v >= (3, 10) or sys.exit('ptqlit needs \

@@ -29,8 +29,9 @@ __all__ = ['OUTER', 'Counter', 'outer_values', 'TensorStatistics', 'Statistics',
 OUTER = np.float32(1e-4), np.float32(0.9999)  # parts of a sample below its two outer values
 
 
-def outer_values(counts: Counts, size: int) -> np.ndarray:
-    "float64 (2,): the two outer values of one sample of `size` values, to within one bin."
+def outer_values(counts: Counts, size: int | None = None) -> np.ndarray:
+    "float64 (2,): the two outer values of a sample with `size` finite values, to within one bin."
+    size = counts.total if size is None else size
     low, high = (min(int(part * np.float32(size)), size - 1) for part in OUTER)
     last = bin_before(counts.bins, size - 1 - high)
     return np.array([edge(counts, bin_of_place(counts.bins, low)), edge(counts, last + 1)])
