@@ -235,10 +235,11 @@ def add_bins(total, bins, steps):
     while last > first and bins[last - 1] == 0:
         last -= 1
     if steps == 0:
-        total[first:last] += bins[first:last]
-        return
-    for place in range(first, last):
-        total[((place - SIDE) >> steps) + SIDE] += bins[place]
+        for place in range(first, last):  # several at a time, without a temporary array
+            total[place] += bins[place]
+    else:
+        for place in range(first, last):
+            total[((place - SIDE) >> steps) + SIDE] += bins[place]
 
 # %% ../../nbs/statistics/00_histogram.ipynb #7b7116d7
 @numba.njit(nogil=True, cache=True)
