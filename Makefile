@@ -65,21 +65,15 @@ bench: $(STAMP) ## compare with quantize_static on the models in ZOO=folder
 	@test -n "$(ZOO)" || { echo "bench needs a folder of models: make bench ZOO=folder"; exit 2; }
 	$(PY) tools/bench.py --zoo "$(ZOO)" $(if $(OUT),--out "$(OUT)")
 	$(PY) tools/bench_methods.py --zoo "$(ZOO)"
-<<<<<<< HEAD
-<<<<<<< HEAD
+	$(PY) tools/bench_calibration.py --zoo "$(ZOO)"
 	$(PY) tools/bench_overlap.py --zoo "$(ZOO)"
+	$(PY) tools/bench_per_layer.py --zoo "$(ZOO)"
 	$(PY) tools/bench_weights.py --zoo "$(ZOO)"
 	$(PY) tools/bench_dynamic.py --zoo "$(ZOO)"
 	$(PY) tools/bench_large.py
 
 bench-gpu: $(STAMP) ## bandwidth and bits of the GPU's kernels; without a GPU it says so
 	@$(PY) tools/bench_gpu.py
-=======
-	$(PY) tools/bench_per_layer.py --zoo "$(ZOO)"
->>>>>>> ed32b2ed060749e3037d9c08cc2d5c738a1be91c
-=======
-	$(PY) tools/bench_calibration.py --zoo "$(ZOO)"
->>>>>>> 89047f6f012407acf80c9c788ca74c95b5a2fbb8
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c "import sys; v = sys.version_info; v >= (3, 10) or sys.exit('ptqlit needs \

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -29,8 +28,7 @@ from .calibrators.removal_outlier import removal_outlier
 from .config.file import Config, flag_warnings, requirements
 from .errors import FILE_FAILED, OPERATOR_FAILED, PATH_FAILED, InputError
 from .model.graph import Graph, find_nodes, prepare
-from .model.plan import EndPlan, Plan, load_plan, save_plan, write_whole
-from .model.plan import FactorPlan, Plan, load_plan, save_plan, write_whole
+from .model.plan import EndPlan, FactorPlan, Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
 from .quantizers.equalization import equalize
@@ -55,10 +53,8 @@ from .statistics.cluster import observe_cluster
 from .statistics.gpu import counter
 from .statistics.keep import load_statistics, save_statistics, statistics_key
 from .statistics.observe import Statistics, check_inputs, observe, odd_tensors
-from .storage.apply import apply_plan
-from .storage.write import output_path, write_model
 from .storage.apply import apply_plan, scale_channels
-from .storage.write import output_path, serialize, write_model
+from .storage.write import output_path, write_model
 
 # %% auto #0
 __all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'Factors', 'SAMPLE_FLAGS', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config',
@@ -221,9 +217,6 @@ def wanted_ends(graph: Graph, config: Config, flags: Flags) -> tuple[EndPlan, ..
         if wanted != "DEFAULT":
             found += [end_plan(v, wanted, flag, config) for v in dict.fromkeys(values)]
     return tuple(filter(None, found))
-    more = {"skipped": skipped, "config": str(config), "per_channel": config.full.per_channel}
-    plan = full_plan(graph, statistics, backend, method, calibrator, **more)
-    return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
 
 # %% ../nbs/90_pipeline.ipynb #8f317dc7
 Factors = tuple[FactorPlan, ...]

@@ -21,9 +21,9 @@ from ..errors import MODEL_INVALID, InputError
 from .graph import Graph, constant, only_user
 
 # %% auto #0
-__all__ = ['Level', 'MESSAGE_LIMIT', 'INSIDE', 'session_options', 'is_large', 'save_split', 'output_names', 'plain_name',
-           'Kernel', 'rewritten', 'kernels_of', 'absorbs', 'watched', 'activations', 'calibration_session',
-           'logits_model', 'run_batches', 'paired_latency', 'one_round']
+__all__ = ['Level', 'MESSAGE_LIMIT', 'INSIDE', 'session_options', 'is_large', 'save_split', 'Session', 'open_session',
+           'output_names', 'plain_name', 'Kernel', 'rewritten', 'kernels_of', 'absorbs', 'watched', 'activations',
+           'calibration_session', 'logits_model', 'run_batches', 'paired_latency', 'one_round']
 
 # %% ../../nbs/model/01_runtime.ipynb #8ade1353
 Level = onnxruntime.GraphOptimizationLevel
@@ -81,18 +81,15 @@ def open_session(
     threads: int = 1,  # intra-op threads
     level: Level = Level.ORT_ENABLE_ALL,  # how much the runtime may rewrite the graph
     optimized: Path | None = None,  # write the rewritten graph here
+    pattern: bool = True,  # one planned block of memory for all tensors of a run
     workspace: str | None = None,  # folder for a temporary file of a large model in memory
 ) -> Session:
     "An onnxruntime session on the CPU; InputError (MODEL_INVALID) when it cannot load the model."
-    options, name = session_options(threads, level, optimized), "model"
+    options, name = session_options(threads, level, optimized, pattern), "model"
     if isinstance(model, ir.Model) and is_large(model):
         with tempfile.TemporaryDirectory(dir=workspace) as folder:
             path = save_split(model, Path(folder) / "model.onnx", "model.data")
-            return open_session(path, threads, level, optimized)
-    pattern: bool = True,  # one planned block of memory for all tensors of a run
-) -> Session:
-    "An onnxruntime session on the CPU; InputError (MODEL_INVALID) when it cannot load the model."
-    options, name = session_options(threads, level, optimized, pattern), "model"
+            return open_session(path, threads, level, optimized, pattern)
     if isinstance(model, ir.Model):
         model = ir.to_proto(model).SerializeToString()
     if not isinstance(model, bytes):
@@ -185,7 +182,7 @@ def calibration_session(graph: Graph) -> tuple[Session, list[str]]:
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in names)
     return open_session(model, threads=1, workspace=graph.workspace), names
-    return open_session(model, threads=1, pattern=False), names
+    return open_session(model, threads=1, pattern=False, workspace=graph.workspace), names
 
 # %% ../../nbs/model/01_runtime.ipynb #40ac3361
 def logits_model(path: str | Path) -> bytes:
