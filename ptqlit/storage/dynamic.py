@@ -21,7 +21,7 @@ from .pairs import constant_codes
 __all__ = ['FLOAT', 'UINT8', 'INT32', 'LARGEST_CODE', 'NEVER_NEGATIVE', 'MEASURES', 'Product', 'product_of', 'Codes', 'Site',
            'swap', 'measure_tensor', 'peaks', 'measure_rows', 'as_column', 'codes_of', 'stored_codes', 'multiply',
            'add_bias', 'like_row', 'keep_bias_apart', 'operands_of', 'make_product', 'gather_one', 'make_table',
-           'why_wrong', 'make_dynamic']
+           'why_wrong', 'has_turns', 'make_dynamic']
 
 # %% ../../nbs/storage/03_dynamic.ipynb #0b035217
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Site:
     graph: ir.Graph
     opset: int
     taken: set[str]  # names of tensors
+    turns: bool  # Transposes stand in the graph, or will
     measured: dict[tuple[str, bool], Codes] = field(default_factory=dict)  # (tensor, swapped?)
     constants: dict[tuple, ir.Value] = field(default_factory=dict)
 
@@ -149,7 +150,7 @@ def measure_rows(site: Site, x: ir.Value, swapped: bool) -> tuple[list[ir.Node],
     if swapped:
         codes = swap(site, codes.outputs[0], f"{name}_Transpose", rank(x))
         nodes.append(codes)
-    if rank(x) is not None:
+    if swapped or site.turns and rank(x) is not None:
         peak = as_column(site, peak, name, rank(x), swapped)
         nodes.append(peak)
     return nodes, Codes(codes.outputs[0], peak.outputs[0], middle)
@@ -287,10 +288,17 @@ def why_wrong(node: ir.Node | None, decision: str, weight: TensorPlan | None) ->
     return ""
 
 
+def has_turns(model: ir.Model) -> bool:
+    "Whether Transposes stand in a graph, or will when its products are built."
+    products = [p for p in map(product_of, model.graph) if p is not None]
+    turned = any(p.x_swapped or p.y_swapped for p in products)
+    return turned or any(node.op_type == "Transpose" for node in model.graph)
+
+
 def make_dynamic(model: ir.Model, plan: Plan, taken: set[str]) -> None:
     "Carry out a Plan of dynamic quantization; `taken` are the names of the model's tensors."
     nodes = {node.name: node for node in model.graph}
-    site = Site(model.graph, model.opset_imports[""], taken)
+    site = Site(model.graph, model.opset_imports[""], taken, has_turns(model))
     weights = {t.node: t for t in plan.tensors if t.role == "weight"}
     if plan.quant_strategy not in MEASURES:
         text = f"expected one of {', '.join(MEASURES)}"
