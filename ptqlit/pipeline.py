@@ -33,6 +33,7 @@ from .quantizers.bias_correction import correct
 from .quantizers.full import full_plan
 from .quantizers.mixed_bit import auto_tune, mixed_plan, stand_in
 from .quantizers.weight import WeightOptions, weight_plan
+from .reports.folder import write_reports
 from .reports.inspect import StoredTable, stored_table
 from .reports.verify import VerifyTable, verify
 from .samples.bin import bin_samples
@@ -45,6 +46,7 @@ from ptqlit.samples.stream import (
     files_of,
     fix_shapes,
     parse_shapes,
+    rereadable,
 )
 from .statistics.cluster import observe_cluster
 from .statistics.gpu import counter
@@ -59,7 +61,7 @@ __all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'SOME', 'QUANTIZERS', 'Convers
            'end_plan', 'wanted_ends', 'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files',
            'refuse_mixed', 'workspace_of', 'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish',
            'weight_options', 'counting_flags', 'tuning_samples', 'tuned_scale', 'quantize_weights', 'quantize_full',
-           'convert', 'apply']
+           'report_samples', 'report', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -390,7 +392,8 @@ def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
     options, skipped = weight_options(config), skipped_nodes(graph, config)
     fixed = config.common.bit_num > 0
     idle = counting_flags(job.flags)
-    idle += ["samples"] if job.samples is not None and (fixed or not tunes) else []
+    needless = (fixed or not tunes) and not config.common.debug_info_save_path
+    idle += ["samples"] if job.samples is not None and needless else []
     idle += ["backend"] if job.backend is not None else []
     heard = [f"{name}: not used with quant_type=WEIGHT_QUANT." for name in idle]
     if fixed:
@@ -421,6 +424,31 @@ QUANTIZERS: dict[str, Callable[[Job], tuple[Plan, list[str]]]] = {
     "FULL_QUANT": quantize_full,
 }
 
+# %% ../nbs/90_pipeline.ipynb #9ba5f5fc
+def report_samples(job: Job) -> Iterable[Sample]:
+    "What the reports are made of: the caller's samples, the configured ones, or a random one."
+    graph, shapes = job.graph, parse_shapes(job.flags.input_shape)
+    if job.samples is not None:
+        return Checked(as_samples(job.samples), graph)
+    if job.config.data.calibrate_path:
+        return samples_of(job.config, graph, job.flags)
+    session = open_session(graph.copy_model(), workspace=graph.workspace)
+    return [random_feed(session, graph, shapes)]
+
+
+def report(job: Job, plan: Plan) -> None:
+    "Write the debug reports that the configuration asks for, if it does."
+    folder = job.config.common.debug_info_save_path
+    if not folder:
+        return
+    samples, model = report_samples(job), apply_plan(job.graph, replace(plan, ends=()))
+    total = getattr(samples, "__len__", lambda: None)()
+    with progress_bar(total, job.progress, "reports") as bar:
+        left = write_reports(folder, job.graph, plan, model, samples, bar.update)
+    if left:
+        names = ", ".join(left)
+        log.warning("not in the reports, being neither float32, int32 nor int8: %s", names)
+
 # %% ../nbs/90_pipeline.ipynb #fb8286e3
 def convert(
     model: str | Path | onnx.ModelProto,  # float ONNX model
@@ -440,7 +468,12 @@ def convert(
     graph = prepare(model, flags.optimize != "none", workspace_of(config))
     skipped_nodes(graph, config)
     keep_source(model, target)
-    for path in filter(None, (target, plan and Path(plan))):
+    reports = config.common.debug_info_save_path
+    if reports and samples is not None:
+        samples = rereadable(as_samples(samples))  # read for the ranges, and for the reports
+    for path in filter(
+        None, (target, plan and Path(plan), reports and Path(reports, "round_0.csv"))
+    ):
         check_writable(path)
     ends = wanted_ends(graph, config, flags)
     job = Job(model, graph, config, flags, samples, backend, progress, ends)
@@ -451,6 +484,7 @@ def convert(
     conversion = finish(graph, decided, target, flags)
     if plan is not None:
         save_plan(decided, plan)
+    report(job, decided)
     return conversion
 
 # %% ../nbs/90_pipeline.ipynb #1773cb63
