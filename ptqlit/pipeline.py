@@ -436,7 +436,7 @@ def report_samples(job: Job) -> Iterable[Sample]:
     return [random_feed(session, graph, shapes)]
 
 
-def report(job: Job, plan: Plan) -> None:
+def report(job: Job, plan: Plan, table: VerifyTable | StoredTable) -> None:
     "Write the debug reports that the configuration asks for, if it does."
     folder = job.config.common.debug_info_save_path
     if not folder:
@@ -444,7 +444,10 @@ def report(job: Job, plan: Plan) -> None:
     samples, model = report_samples(job), apply_plan(job.graph, replace(plan, ends=()))
     total = getattr(samples, "__len__", lambda: None)()
     with progress_bar(total, job.progress, "reports") as bar:
-        left = write_reports(folder, job.graph, plan, model, samples, bar.update)
+        seen = table if isinstance(table, VerifyTable) else None
+        backend = job.backend or BACKENDS[job.config.full.target_device]
+        work = (job.graph, plan, model, samples, bar.update, seen, backend)
+        left = write_reports(folder, *work)
     if left:
         names = ", ".join(left)
         log.warning("not in the reports, being neither float32, int32 nor int8: %s", names)
@@ -484,7 +487,7 @@ def convert(
     conversion = finish(graph, decided, target, flags)
     if plan is not None:
         save_plan(decided, plan)
-    report(job, decided)
+    report(job, decided, conversion.table)
     return conversion
 
 # %% ../nbs/90_pipeline.ipynb #1773cb63
