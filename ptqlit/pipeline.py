@@ -36,6 +36,7 @@ from .quantizers.dynamic import dynamic_plan
 from .quantizers.full import full_plan
 from .quantizers.mixed_bit import auto_tune, mixed_plan, stand_in
 from .quantizers.weight import WeightOptions, weight_plan
+from .reports.folder import write_reports
 from .reports.inspect import StoredTable, stored_table
 from .reports.verify import VerifyTable, verify
 from .samples.bin import bin_samples
@@ -48,6 +49,7 @@ from ptqlit.samples.stream import (
     files_of,
     fix_shapes,
     parse_shapes,
+    rereadable,
 )
 from .statistics.cluster import observe_cluster
 from .statistics.gpu import counter
@@ -62,7 +64,8 @@ __all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'Factors', 'SAMPLE_FLAGS', 'SO
            'make_plan', 'end_plan', 'wanted_ends', 'factors_of', 'factors_key', 'refuse_unused', 'make_dynamic_plan',
            'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed', 'workspace_of',
            'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish', 'weight_options',
-           'tuning_samples', 'tuned_scale', 'quantize_weights', 'quantize_full', 'quantize_dynamic', 'convert', 'apply']
+           'tuning_samples', 'tuned_scale', 'unread_samples', 'quantize_weights', 'quantize_full', 'quantize_dynamic',
+           'report_samples', 'report', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -424,12 +427,17 @@ def tuned_scale(
     return found, (line,)
 
 
+def unread_samples(job: Job) -> Iterable[Sample] | None:
+    "The caller's samples, if nobody reads them: the reports do."
+    return None if job.config.common.debug_info_save_path else job.samples
+
+
 def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
     "The Plan of stored weights, of a fixed number of bits or of mixed bits, and what the user should hear."
     graph, config, tunes = job.graph, job.config, job.config.mixed_bit.auto_tune
     options, skipped = weight_options(config), skipped_nodes(graph, config)
     fixed = config.common.bit_num > 0
-    unread = job.samples if fixed or not tunes else None
+    unread = unread_samples(job) if fixed or not tunes else None
     refuse_unused("WEIGHT_QUANT", {"samples": unread, "backend": job.backend}, job.flags)
     if fixed:
         plan = weight_plan(graph, options, skipped, str(config))
@@ -459,7 +467,7 @@ def quantize_full(job: Job) -> tuple[Plan, list[str]]:
 
 def quantize_dynamic(job: Job) -> tuple[Plan, list[str]]:
     "The Plan of a dynamic quantization, and what the user should hear."
-    given = {"samples": job.samples, "backend": job.backend}
+    given = {"samples": unread_samples(job), "backend": job.backend}
     refuse_unused("DYNAMIC_QUANT", given, job.flags)
     plan = make_dynamic_plan(job.graph, job.config)
     return plan, list(plan.notes)
@@ -470,6 +478,34 @@ QUANTIZERS: dict[str, Callable[[Job], tuple[Plan, list[str]]]] = {
     "FULL_QUANT": quantize_full,
     "DYNAMIC_QUANT": quantize_dynamic,
 }
+
+# %% ../nbs/90_pipeline.ipynb #66a49f78
+def report_samples(job: Job) -> Iterable[Sample]:
+    "What the reports are made of: the caller's samples, the configured ones, or a random one."
+    graph, shapes = job.graph, parse_shapes(job.flags.input_shape)
+    if job.samples is not None:
+        return Checked(as_samples(job.samples), graph)
+    if job.config.data.calibrate_path:
+        return samples_of(job.config, graph, job.flags)
+    session = open_session(graph.copy_model(), workspace=graph.workspace)
+    return [random_feed(session, graph, shapes)]
+
+
+def report(job: Job, plan: Plan, table: VerifyTable | StoredTable) -> None:
+    "Write the debug reports that the configuration asks for, if it does."
+    folder = job.config.common.debug_info_save_path
+    if not folder:
+        return
+    samples, model = report_samples(job), apply_plan(job.graph, replace(plan, ends=()))
+    total = getattr(samples, "__len__", lambda: None)()
+    with progress_bar(total, job.progress, "reports") as bar:
+        seen = table if isinstance(table, VerifyTable) else None
+        backend = job.backend or BACKENDS[job.config.full.target_device]
+        work = (job.graph, plan, model, samples, bar.update, seen, backend)
+        left = write_reports(folder, *work)
+    if left:
+        names = ", ".join(left)
+        log.warning("not in the reports, being neither float32, int32 nor int8: %s", names)
 
 # %% ../nbs/90_pipeline.ipynb #fb8286e3
 def convert(
@@ -493,7 +529,11 @@ def convert(
     graph = prepare(model, merge, workspace_of(config))
     skipped_nodes(graph, config)
     keep_source(model, target)
-    for path in filter(None, (target, plan and Path(plan))):
+    reports = config.common.debug_info_save_path
+    if reports and samples is not None:
+        samples = rereadable(as_samples(samples))  # read for the ranges, and for the reports
+    first = reports and Path(reports, "round_0.csv")
+    for path in filter(None, (target, plan and Path(plan), first)):
         check_writable(path)
     ends = wanted_ends(graph, config, flags)
     job = Job(model, graph, config, flags, samples, backend, progress, ends)
@@ -504,6 +544,7 @@ def convert(
     conversion = finish(graph, decided, target, flags)
     if plan is not None:
         save_plan(decided, plan)
+    report(job, decided, conversion.table)
     return conversion
 
 # %% ../nbs/90_pipeline.ipynb #1773cb63

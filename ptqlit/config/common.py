@@ -44,7 +44,7 @@ class CommonQuantParam(Section):
         16, "convolutions with more channels than this are quantized", modes=WEIGHT
     )
     skip_quant_node: Names = key((), "names of nodes that stay float, exact and complete")
-    debug_info_save_path: Folder = key("", "where debug reports go", later=True)
+    debug_info_save_path: Folder = key("", "where debug reports go")
     enable_encode: Boolean = key(True, "compress the stored weights", since="master", modes=WEIGHT)
     workspace: Folder = key(
         "",
