@@ -234,7 +234,7 @@ class Tuned:
         lines = [f"  {'method':16s} {'float':>5s} {self.goal.kind:>9s} {'integer work':>12s}"]
         for trade in self.trades:
             mark = "*" if trade == self.best else " "
-            count, score = len(trade.skipped), f"{trade.score:.4f}"
+            count, score = len(trade.skipped), f"{trade.score:.6f}"
             lines.append(f"{mark} {trade.method:16s} {count:5d} {score:>9s} {trade.share:12.1%}")
         return "\n".join([*lines, f"skip_quant_node={','.join(self.best.skipped)}"])
 
