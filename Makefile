@@ -16,12 +16,12 @@ UV    := $(shell command -v uv 2>/dev/null)
 PIP    = $(if $(UV),$(UV) pip install -q --python $(PY),$(PY) -m pip install -q)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lab export save clean check readme docs bench
+.PHONY: help install demo test lab export save clean check readme docs bench bench-gpu
 .NOTPARALLEL:
 
 help: ## show this list
 	@echo "usage: make TARGET [NB=notebooks] [N=processes] [ZOO=folder] [OUT=folder]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP) ## make .venv with the library and all tools (no second time)
 
@@ -65,6 +65,10 @@ bench: $(STAMP) ## compare with quantize_static on the models in ZOO=folder
 	@test -n "$(ZOO)" || { echo "bench needs a folder of models: make bench ZOO=folder"; exit 2; }
 	$(PY) tools/bench.py --zoo "$(ZOO)" $(if $(OUT),--out "$(OUT)")
 	$(PY) tools/bench_methods.py --zoo "$(ZOO)"
+	$(PY) tools/bench_overlap.py --zoo "$(ZOO)"
+
+bench-gpu: $(STAMP) ## bandwidth and bits of the GPU's kernels; without a GPU it says so
+	@$(PY) tools/bench_gpu.py
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c "import sys; v = sys.version_info; v >= (3, 10) or sys.exit('ptqlit needs \

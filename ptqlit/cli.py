@@ -18,11 +18,11 @@ from . import __version__
 from .errors import FILE_FAILED, INPUT_INVALID, InputError, exit_code, hint
 
 # %% auto #0
-__all__ = ['app', 'ADVICE', 'LATER', 'REFUSED', 'Fmk', 'ModelFile', 'OutputFile', 'ConfigFile', 'PlanFile', 'InputShape',
-           'DataFormat', 'Optimize', 'Infer', 'StatisticsFile', 'Cluster', 'Calibrate', 'Memory', 'Verbose', 'LEVELS',
-           'FlagError', 'about', 'check_framework', 'refuse_flags', 'known_flags', 'option', 'one_of', 'to_bytes',
-           'to_flags', 'report', 'convert_command', 'apply_command', 'set_level', 'nodes_command', 'config_command',
-           'fail', 'run', 'main', 'converter_lite']
+__all__ = ['app', 'ADVICE', 'REFUSED', 'Fmk', 'ModelFile', 'OutputFile', 'ConfigFile', 'PlanFile', 'InputShape', 'DataFormat',
+           'InputType', 'OutputType', 'Fp16', 'Optimize', 'Infer', 'StatisticsFile', 'Cluster', 'Calibrate', 'Memory',
+           'Verbose', 'TYPES', 'LEVELS', 'FlagError', 'about', 'check_framework', 'refuse_flags', 'option', 'one_of',
+           'to_bytes', 'to_type', 'to_flags', 'size_of', 'report', 'convert_command', 'apply_command', 'set_level',
+           'nodes_command', 'config_command', 'fail', 'run', 'main', 'converter_lite']
 
 # %% ../nbs/92_cli.ipynb #90453f42
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -49,7 +49,6 @@ def check_framework(fmk: str) -> None:
         raise InputError(f"--fmk={fmk}: expected ONNX.{advice}")
 
 # %% ../nbs/92_cli.ipynb #ee27958e
-LATER = "is not supported yet."
 REFUSED = {  # flag of the reference -> what to do instead
     "--weightFile": "belongs to Caffe models; leave it out.",
     "--outputDataFormat": "has no meaning here: the model keeps its own layouts.",
@@ -62,28 +61,15 @@ REFUSED = {  # flag of the reference -> what to do instead
     "--encryption": "has no meaning here: files are not encrypted.",
     "--encryptKey": "has no meaning here: files are not encrypted.",
     "--quantType": "is gone from the reference too: write quant_type into [common_quant_param].",
-    "--inputDataType": LATER,
-    "--outputDataType": LATER,
-    "--fp16": LATER,
 }
 
 
 def refuse_flags(arguments: list[str]) -> None:
     "Raise for the first flag that the reference has and we have not."
     for argument in arguments:
-        flag, _, value = argument.partition("=")
-        harmless = (flag, value) in {
-            ("--fp16", "off"),
-            ("--inputDataType", "DEFAULT"),
-            ("--outputDataType", "DEFAULT"),
-        }
-        if flag in REFUSED and not harmless:
+        flag = argument.partition("=")[0]
+        if flag in REFUSED:
             raise InputError(f"{argument}: {flag} {REFUSED[flag]}")
-
-
-def known_flags(arguments: list[str]) -> list[str]:
-    "The arguments without those that ask for what happens anyway."
-    return [a for a in arguments if a.partition("=")[0] not in REFUSED]
 
 # %% ../nbs/92_cli.ipynb #a79640b6
 def option(flag: str, text: str, metavar: str | None = None):
@@ -112,7 +98,16 @@ DataFormat = Annotated[
         "LAYOUT",
     ),
 ]
-Optimize = Annotated[str, option("--optimize", "general, gpu_oriented or ascend_oriented.", "WORD")]
+InputType = Annotated[
+    str, option("--inputDataType", "UINT8 or INT8: codes; FLOAT16, INT32, INT64, FLOAT.", "TYPE")
+]
+OutputType = Annotated[
+    str, option("--outputDataType", "UINT8 or INT8: codes; FLOAT16, FLOAT.", "TYPE")
+]
+Fp16 = Annotated[str, option("--fp16", "on: weights that stay float take 16 bits.", "WORD")]
+Optimize = Annotated[
+    str, option("--optimize", "none, general, gpu_oriented or ascend_oriented.", "WORD")
+]
 Infer = Annotated[
     str, option("--infer", "true: run the result once; it is kept only if it runs.", "BOOL")
 ]
@@ -145,27 +140,48 @@ def to_bytes(text: str) -> int | None:
     return int(found[1]) * (10**6 if found[2] == "MB" else 10**9) if found else None
 
 
+TYPES = ("DEFAULT", "FLOAT16", "FLOAT", "INT8", "UINT8", "INT32", "INT64")
+
+
+def to_type(flag: str, value: str, words: tuple[str, ...]) -> str:
+    "The type of a flag; the reference's page writes FLOAT32 where its program reads FLOAT."
+    return one_of(flag, "FLOAT" if value == "FLOAT32" else value, words)
+
+
 def to_flags(
-    shape: str = "", data_format: str = "", optimize: str = "general", infer: str = "false",
-    statistics_file: str = "", cluster: str = "", device: str = "cpu", memory: str = "",
+    infer: str = "false", fp16: str = "off", optimize: str = "general", memory: str = "",
+    input_data_type: str = "DEFAULT", output_data_type: str = "DEFAULT", **same: str,
 ):  # fmt: skip
-    "The flags beside the files as `pipeline.Flags`."
+    "The flags beside the files as `pipeline.Flags`; `same` are those that pass as they are."
     from ptqlit.pipeline import Flags
 
-    one_of("--inputDataFormat", data_format, ("", "NHWC", "NCHW"))
-    one_of("--infer", infer.lower(), ("true", "false"))
-    one_of("--calibrateDevice", device, ("cpu", "gpu", "auto"))
+    one_of("--inputDataFormat", same.get("input_data_format", ""), ("", "NHWC", "NCHW"))
+    one_of("--calibrateDevice", same.get("calibrate_device", "cpu"), ("cpu", "gpu", "auto"))
     target = optimize.partition(":")[0]  # ascend_oriented:chip
-    one_of("--optimize", target, ("general", "gpu_oriented", "ascend_oriented"))
-    tried = infer.lower() == "true"
     return Flags(
-        shape, data_format, target, tried, statistics_file, cluster, device, to_bytes(memory)
+        infer=one_of("--infer", infer.lower(), ("true", "false")) == "true",
+        fp16=one_of("--fp16", fp16, ("on", "off")) == "on",
+        optimize=one_of(
+            "--optimize", target, ("none", "general", "gpu_oriented", "ascend_oriented")
+        ),
+        memory=to_bytes(memory),
+        input_data_type=to_type("--inputDataType", input_data_type, TYPES),
+        output_data_type=to_type("--outputDataType", output_data_type, TYPES[:5]),
+        **same,
     )
 
 # %% ../nbs/92_cli.ipynb #a5fe374a
+def size_of(model: Path) -> int:
+    "Bytes of a model's file and of the files with its tensors, if there are any."
+    from ptqlit.model.graph import external_files, read_proto
+
+    files = [model, *(model.parent / name for name in external_files(read_proto(model)))]
+    return sum(file.stat().st_size for file in files)
+
+
 def report(conversion, source: Path) -> None:
     "What a user wants to know at the end."
-    before, after = source.stat().st_size, conversion.path.stat().st_size
+    before, after = size_of(source), size_of(conversion.path)
     typer.echo(str(conversion.table))
     typer.echo(f"{conversion.path}: {after / 1e6:.2f} MB ({after / before:.2f} of the float model)")
     typer.echo("CONVERT RESULT SUCCESS:0")
@@ -175,15 +191,20 @@ def report(conversion, source: Path) -> None:
 def convert_command(
     model_file: ModelFile, output_file: OutputFile, config_file: ConfigFile, fmk: Fmk = "ONNX",
     plan: PlanFile = None, input_shape: InputShape = "", input_data_format: DataFormat = "",
-    optimize: Optimize = "general", infer: Infer = "false", statistics_file: StatisticsFile = "",
+    input_data_type: InputType = "DEFAULT", output_data_type: OutputType = "DEFAULT",
+    fp16: Fp16 = "off", optimize: Optimize = "general", infer: Infer = "false",
+    statistics_file: StatisticsFile = "",
     cluster: Cluster = "", calibrate_device: Calibrate = "cpu", calibrate_memory: Memory = "",
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
     "Quantize a model as a configuration file says."
     check_framework(fmk)
     set_level(verbose)
-    kept = (statistics_file, cluster, calibrate_device, calibrate_memory)
-    flags = to_flags(input_shape, input_data_format, optimize, infer, *kept)
+    flags = to_flags(
+        infer, fp16, optimize, calibrate_memory, input_data_type, output_data_type,
+        input_shape=input_shape, input_data_format=input_data_format, cluster=cluster,
+        statistics_file=statistics_file, calibrate_device=calibrate_device,
+    )  # fmt: skip
     from ptqlit.pipeline import convert
 
     report(convert(model_file, config_file, output_file, plan=plan, flags=flags), model_file)
@@ -264,7 +285,7 @@ def run(arguments: list[str]) -> int:
             return 0
         refuse_flags(arguments)
         arguments = arguments or ["--help"]
-        return app(known_flags(arguments), standalone_mode=False) or 0
+        return app(arguments, standalone_mode=False) or 0
     except InputError as error:
         return fail(str(error), error.status)
     except FlagError as error:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from .calibrators.mse import mse
 from .calibrators.percentile import percentile
 from .calibrators.removal_outlier import removal_outlier
 from .config.file import Config, flag_warnings, requirements
-from .errors import FILE_FAILED, OPERATOR_FAILED, InputError
+from .errors import FILE_FAILED, OPERATOR_FAILED, PATH_FAILED, InputError
 from .model.graph import Graph, find_nodes, prepare
-from .model.plan import Plan, load_plan, save_plan, write_whole
+from .model.plan import EndPlan, Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
 from .quantizers.full import full_plan
@@ -49,13 +49,14 @@ from .statistics.gpu import counter
 from .statistics.keep import load_statistics, save_statistics, statistics_key
 from .statistics.observe import Statistics, check_inputs, observe, odd_tensors
 from .storage.apply import apply_plan
-from .storage.write import output_path, serialize, write_model
+from .storage.write import output_path, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'Conversion', 'as_config', 'Flags', 'refuse_unready', 'progress_bar', 'calibrate',
-           'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'key_of', 'statistics_of', 'special_ranges',
-           'messages', 'refuse_files', 'refuse_mixed', 'check_writable', 'keep_source', 'try_once', 'look', 'finish',
-           'weight_options', 'counting_flags', 'convert_weights', 'convert', 'apply']
+__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'QUANTIZERS', 'Conversion', 'as_config', 'Flags', 'Job', 'refuse_unready',
+           'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'end_plan',
+           'wanted_ends', 'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed',
+           'workspace_of', 'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish',
+           'weight_options', 'counting_flags', 'quantize_weights', 'quantize_full', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -86,12 +87,28 @@ class Flags:
 
     input_shape: str = ""  # name:1,3,224,224;other:1,7 for dynamic dimensions
     input_data_format: str = ""  # NHWC or NCHW: the layout of raw buffers; empty for the model's
-    optimize: str = "general"  # general, gpu_oriented or ascend_oriented
+    input_data_type: str = "DEFAULT"  # FLOAT16, FLOAT, INT8, UINT8, INT32 or INT64
+    output_data_type: str = "DEFAULT"  # FLOAT16, FLOAT, INT8 or UINT8
+    fp16: bool = False  # store weights that stay float in 16 bits
+    optimize: str = "general"  # none, general, gpu_oriented or ascend_oriented
     infer: bool = False  # run the file once before it is kept
     statistics_file: str = ""  # keep the statistics here, and use them again
     cluster: str = ""  # local:N or the address of a Dask scheduler
     calibrate_device: str = "cpu"  # cpu, gpu or auto: who counts
     memory: int | None = None  # bytes that the samples in flight may take
+
+
+@dataclass(frozen=True)
+class Job:
+    "All that a conversion works on."
+
+    model: str | Path | onnx.ModelProto
+    graph: Graph
+    config: Config
+    flags: Flags
+    samples: Iterable[Sample] | None  # the caller's own, or those of the configuration
+    backend: Backend | None  # the caller's own table of rules
+    progress: bool
 
 
 def refuse_unready(config: Config, own_samples: bool) -> None:
@@ -150,13 +167,47 @@ def skipped_nodes(graph: Graph, config: Config) -> set[str]:
     return find_nodes(graph, config.common.skip_quant_node, where)
 
 
-def make_plan(graph: Graph, config: Config, statistics: Statistics, backend: Backend) -> Plan:
+def make_plan(
+    graph: Graph, config: Config, statistics: Statistics, backend: Backend,
+    ends: tuple[EndPlan, ...] = (),
+) -> Plan:  # fmt: skip
     "Every decision of a full quantization."
-    skipped = skipped_nodes(graph, config)
+    skipped, asked = skipped_nodes(graph, config), {end.tensor for end in ends if end.tensor}
     method = config.full.activation_quant_method
     calibrator = partial(find_calibrator(method), options=Options(config.full.percentile))
-    plan = full_plan(graph, statistics, backend, method, calibrator, skipped, str(config))
-    return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
+    chosen = (method, calibrator, skipped, str(config), asked)
+    plan = full_plan(graph, statistics, backend, *chosen)
+    plan = correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
+    return replace(plan, ends=ends)
+
+# %% ../nbs/90_pipeline.ipynb #d353d9ea
+CODES = ("UINT8", "INT8")
+
+
+def end_plan(value, wanted: str, flag: str, config: Config) -> EndPlan | None:
+    "What becomes of one input or output; None when nothing does. InputError for codes that nobody can give."
+    floating = value.dtype.is_floating_point()
+    if value.dtype.name == wanted or not (floating or wanted in ("INT32", "INT64")):
+        return None
+    if wanted in CODES and (
+        config.common.quant_type != "FULL_QUANT" or value.dtype.name != "FLOAT"
+    ):
+        reason = f'"{value.name}" has no codes: only float32 tensors under FULL_QUANT have'
+        raise InputError(f"{flag}={wanted}: {reason}; expected FLOAT16 or FLOAT.")
+    return EndPlan(value.name, wanted, value.name if wanted in CODES else "")
+
+
+def wanted_ends(graph: Graph, config: Config, flags: Flags) -> tuple[EndPlan, ...]:
+    "The inputs and outputs that get another type."
+    inputs, outputs = graph.model.graph.inputs, graph.model.graph.outputs
+    found = []
+    for values, flag, wanted in (
+        (inputs, "--inputDataType", flags.input_data_type),
+        (outputs, "--outputDataType", flags.output_data_type),
+    ):
+        if wanted != "DEFAULT":
+            found += [end_plan(v, wanted, flag, config) for v in dict.fromkeys(values)]
+    return tuple(filter(None, found))
 
 # %% ../nbs/90_pipeline.ipynb #a0289de6
 def key_of(graph: Graph, config: Config, flags: Flags) -> str:
@@ -166,6 +217,7 @@ def key_of(graph: Graph, config: Config, flags: Flags) -> str:
         name: getattr(data, name) for name in type(data).model_fields if name != "calibrate_path"
     }
     prepared = repr((sorted(steps.items()), flags.input_shape, flags.input_data_format))
+    prepared += "" if graph.merged else " unmerged"
     return statistics_key(graph, files_of(config, graph), prepared)
 
 
@@ -180,7 +232,8 @@ def statistics_of(model, graph: Graph, config: Config, flags: Flags, progress: b
     if flags.cluster:
         with progress_bar(len(samples), progress) as bar:
             source = partial(samples_of, config, flags=flags)
-            found = observe_cluster(model, source, len(samples), flags.cluster, bar.update)
+            where = (len(samples), flags.cluster, bar.update, graph.merged)
+            found = observe_cluster(model, source, *where)
     else:
         found = calibrate(graph, samples, progress, flags)
     if key:
@@ -216,6 +269,15 @@ def refuse_mixed(flags: Flags) -> None:
         raise InputError("--cluster: expected without --calibrateDevice and --calibrateMemory.")
 
 
+def workspace_of(config: Config) -> str | None:
+    "The folder for temporary files of large models; InputError (PATH_FAILED) if it is none."
+    folder = config.common.workspace
+    if folder and not Path(folder).is_dir():
+        text = f"{config.source}: [{config.common.title}] workspace={folder}: expected a folder."
+        raise InputError(text, PATH_FAILED)
+    return folder or None
+
+
 def check_writable(target: Path) -> None:
     "Find out before the work whether the output can be written."
     probe = target.with_name(f".{target.name}.probe")
@@ -224,31 +286,38 @@ def check_writable(target: Path) -> None:
     except InputError as error:
         raise InputError(str(error).replace(str(probe), str(target)), error.status) from None
 
-
+# %% ../nbs/90_pipeline.ipynb #f7b43160
 def keep_source(model: str | Path | onnx.ModelProto, target: Path) -> None:
     "Refuse to overwrite the float model."
     if not isinstance(model, onnx.ModelProto) and target.exists() and target.samefile(model):
         raise InputError(f"{target}: the float model itself; expected another name for the output.")
 
 
-def try_once(model: bytes, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
-    "Run a model once with random input, as the reference's --infer does; open dimensions are 1."
+def random_feed(session, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict:
+    "Random numbers for every input of a session, as the reference draws them; open dimensions are 1."
     rng, feed = np.random.default_rng(0), {}
+    types = {put.name: put.type[7:-1] for put in session.get_inputs()}  # tensor(uint8) -> uint8
     for wanted in fix_shapes(graph.inputs, shapes):
         shape = [d if isinstance(d, int) else 1 for d in wanted.shape]
-        whole = np.issubdtype(wanted.dtype, np.integer)
-        feed[wanted.name] = (
-            rng.integers(0, 2, shape) if whole else rng.uniform(0.1, 1, shape)
-        ).astype(wanted.dtype)
+        dtype = np.dtype({"float": "float32", "double": "float64"}.get(t := types[wanted.name], t))
+        whole = np.issubdtype(dtype, np.integer) or dtype == bool
+        values = rng.integers(0, 2, shape) if whole else rng.uniform(0.1, 1, shape)
+        feed[wanted.name] = values.astype(dtype)
+    return feed
+
+
+def try_once(model, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
+    "Run a model once with random input, as the reference's --infer does."
     try:
-        open_session(model).run(None, feed)
+        session = open_session(model, workspace=graph.workspace)
+        session.run(None, random_feed(session, graph, shapes))
     except Exception as error:  # onnxruntime's classes share no base
         reason = str(error).splitlines()[0]
         raise InputError(
             f"--infer: the quantized model does not run: {reason}", OPERATOR_FAILED
         ) from None
 
-# %% ../nbs/90_pipeline.ipynb #7449fa25
+# %% ../nbs/90_pipeline.ipynb #770036ce
 def look(path: Path, plan: Plan) -> VerifyTable | StoredTable:
     "The table that a conversion ends with."
     return stored_table(path, plan) if plan.mode == "WEIGHT_QUANT" else verify(path, plan)
@@ -258,11 +327,11 @@ def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Co
     "Write the file of a Plan and verify it."
     model = apply_plan(graph, plan)
     if flags.infer:
-        try_once(serialize(model), graph, parse_shapes(flags.input_shape))
+        try_once(model, graph, parse_shapes(flags.input_shape))
     path = write_model(model, target)
     return Conversion(path, plan, look(path, plan))
 
-# %% ../nbs/90_pipeline.ipynb #4185cc94
+# %% ../nbs/90_pipeline.ipynb #f5a4860e
 def weight_options(config: Config) -> WeightOptions:
     "What a configuration says about stored weights."
     common, weight = config.common, config.weight
@@ -283,23 +352,39 @@ def counting_flags(flags: Flags) -> list[str]:
     return [name for name in names if getattr(flags, name) != getattr(Flags(), name)]
 
 
-def convert_weights(
-    graph: Graph, config: Config, target: Path, plan: str | Path | None, flags: Flags,
-    given: Iterable[str] = (),
-) -> Conversion:  # fmt: skip
-    "Store the weights of a model as a configuration says; `given` are arguments that serve nothing here."
-    for name in (*given, *counting_flags(flags)):
-        log.warning(f"{name}: not used with quant_type=WEIGHT_QUANT.")
-    skipped = skipped_nodes(graph, config)
-    decided = weight_plan(graph, weight_options(config), skipped, str(config))
-    for line in (*flag_warnings(config, flags.optimize), *config.warnings, *decided.notes):
-        log.warning(line)
-    conversion = finish(graph, decided, target, flags)
-    if plan is not None:
-        save_plan(decided, plan)
-    return conversion
+def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
+    "The Plan of stored weights, and what the user should hear."
+    graph, config, flags = job.graph, job.config, job.flags
+    ends, skipped = wanted_ends(graph, config, flags), skipped_nodes(graph, config)
+    plan = weight_plan(graph, weight_options(config), skipped, str(config))
+    given = [name for name in ("samples", "backend") if getattr(job, name) is not None]
+    idle = [*given, *counting_flags(flags)]
+    heard = [f"{name}: not used with quant_type=WEIGHT_QUANT." for name in idle]
+    return replace(plan, ends=ends), [*config.warnings, *plan.notes, *heard]
 
 # %% ../nbs/90_pipeline.ipynb #b50678b3
+def quantize_full(job: Job) -> tuple[Plan, list[str]]:
+    "The Plan of a full quantization, and what the user should hear."
+    graph, config, flags = job.graph, job.config, job.flags
+    ends = wanted_ends(graph, config, flags)
+    if job.samples is None:
+        statistics = statistics_of(job.model, graph, config, flags, job.progress)
+    else:
+        refuse_files(flags)
+        checked = Checked(as_samples(job.samples), graph)
+        statistics = calibrate(graph, checked, job.progress, flags)
+    check_inputs(statistics, graph)
+    backend = job.backend or BACKENDS[config.full.target_device]
+    plan = make_plan(graph, config, statistics, backend, ends)
+    return plan, messages(config, plan, statistics)
+
+
+QUANTIZERS: dict[str, Callable[[Job], tuple[Plan, list[str]]]] = {
+    "FULL_QUANT": quantize_full,
+    "WEIGHT_QUANT": quantize_weights,
+}
+
+# %% ../nbs/90_pipeline.ipynb #4a2762c3
 def convert(
     model: str | Path | onnx.ModelProto,  # float ONNX model
     config: Config | str | Path,  # or the path of a configuration file
@@ -315,22 +400,15 @@ def convert(
     config, target = as_config(config), output_path(output)
     refuse_mixed(flags)
     refuse_unready(config, samples is not None)
-    graph = prepare(model)
+    graph = prepare(model, flags.optimize != "none", workspace_of(config))
     skipped_nodes(graph, config)
     keep_source(model, target)
     for path in filter(None, (target, plan and Path(plan))):
         check_writable(path)
-    if config.common.quant_type == "WEIGHT_QUANT":
-        given = [name for name, value in (("samples", samples), ("backend", backend)) if value]
-        return convert_weights(graph, config, target, plan, flags, given)
-    if samples is None:
-        statistics = statistics_of(model, graph, config, flags, progress)
-    else:
-        refuse_files(flags)
-        statistics = calibrate(graph, Checked(as_samples(samples), graph), progress, flags)
-    check_inputs(statistics, graph)
-    decided = make_plan(graph, config, statistics, backend or BACKENDS[config.full.target_device])
-    for line in (*flag_warnings(config, flags.optimize), *messages(config, decided, statistics)):
+    job = Job(model, graph, config, flags, samples, backend, progress)
+    decided, heard = QUANTIZERS[config.common.quant_type](job)
+    decided = replace(decided, float16=flags.fp16, prepared=graph.merged)
+    for line in (*flag_warnings(config, flags.optimize), *heard):
         log.warning(line)
     conversion = finish(graph, decided, target, flags)
     if plan is not None:
@@ -345,4 +423,4 @@ def apply(
     target = output_path(output)
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     keep_source(model, target)
-    return finish(prepare(model), plan, target)
+    return finish(prepare(model, plan.prepared), plan, target)

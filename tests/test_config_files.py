@@ -250,6 +250,46 @@ def test_advice():
         assert caught.value.status == INPUT_INVALID
 
 
+LOST = [  # text, the sentence that says where the missing thing was seen
+    (
+        "[common_quant_parm]\nquant_type=FULL_QUANT",
+        "Line 2 has it under [common_quant_parm], which",
+    ),
+    ("[Common_Quant_Param]\nquant_type=FULL_QUANT", 'Nearest: "common_quant_param"'),
+    ("[quant]\nquant_type=FULL_QUANT", "Line 2 has it under [quant], which is no section."),
+    ("[common_quant_parm]\nbit_num=8", "Line 1 has [common_quant_parm], which is no section."),
+    ("quant_type=FULL_QUANT\n[common_quant_param]", "Line 1 has it, but it stands before any"),
+    ("[common_quant_param]\nquant_type=", "Line 2 has it, but it has no value."),
+    (FULL + "activation_quant_method=KL", "It belongs into [full_quant_param]."),
+    (FULL + "per_channel=false", "It belongs into [full_quant_param] or [weight_quant_param]."),
+    (FULL + "[full_quant_param]\nquant_type=FULL_QUANT", "It belongs into [common_quant_param]."),
+    (
+        data("resize_method=CUBIC\nresize_width=8\nresize_height="),
+        "expected resize_height beside it. Line 6 has it, but it has no value.",
+    ),
+    (
+        data("normalize_mean=[1,2,3]\n[data_preprocess]\nnormalize_std=[1,2,3]"),
+        "expected normalize_std beside it. Line 6 has it under [data_preprocess], which is no",
+    ),
+]
+
+
+@pytest.mark.parametrize("text, words", LOST)
+def test_what_is_missing_but_stands_in_the_file(text, words):
+    with pytest.raises(InputError) as caught:
+        read(text)
+    assert words in str(caught.value) and caught.value.status == INPUT_INVALID
+
+
+def test_what_a_conversion_misses_but_stands_in_the_file():
+    (line,) = requirements(read(FULL + "[data_preproces_param]\ncalibrate_size=3"))
+    assert "Line 3 has [data_preproces_param], which is no section. Nearest: " in line
+    lines = requirements(read(data("calibrate_size=\ninput_type=BIN\n[data]\ncalibrate_path=x:a")))
+    assert lines[0].endswith("Line 7 has it under [data], which is no section.")
+    assert lines[1].endswith("Line 4 has it, but it has no value.")
+    assert [line for line in requirements(read(FULL)) if "Line" in line] == []
+
+
 def test_nothing_is_missing_twice():
     assert requirements(read(FULL)) == missing(read(FULL))
     for kind in ("weight", "dynamic"):

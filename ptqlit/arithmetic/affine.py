@@ -99,11 +99,14 @@ def quantize(
     axis: int | None = None,  # the channel dimension of x when the scales are a vector
 ) -> np.ndarray:
     "Codes of `x`, rounded half to even; NaN becomes `qmin` and infinities the outermost codes, as in onnxruntime."
-    scale = along(affine.scale, x.ndim, axis)
-    zero_point = along(affine.zero_point, x.ndim, axis)
+    x, exact = np.asarray(x, np.float32), np.float32 if fmt.bits <= 16 else np.float64
+    zero_point = along(affine.zero_point, x.ndim, axis).astype(exact)
+    low, high = fmt.qmin - zero_point, fmt.qmax - zero_point  # exact: codes are small integers
     with np.errstate(over="ignore", invalid="ignore"):
-        codes = np.rint(np.asarray(x, np.float32) / scale).astype(np.float64) + zero_point
-    return np.nan_to_num(np.clip(codes, fmt.qmin, fmt.qmax), nan=fmt.qmin).astype(fmt.dtype)
+        codes = np.asarray(np.rint(x / along(affine.scale, x.ndim, axis)), exact)
+    codes = np.clip(codes, low, high)
+    codes = np.where(np.isnan(codes), low, codes) + zero_point
+    return codes.astype(fmt.dtype)
 
 
 def dequantize(q: np.ndarray, affine: Affine, axis: int | None = None) -> np.ndarray:

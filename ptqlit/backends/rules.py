@@ -5,7 +5,7 @@
 # %% ../../nbs/backends/00_rules.ipynb #78d5f2d9
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -16,16 +16,25 @@ from ..model.plan import NodePlan
 from ..model.runtime import absorbs
 
 # %% auto #0
-__all__ = ['Condition', 'LAYER', 'COMPUTING', 'PASS_THROUGH', 'INTEGER', 'ABSORBED', 'FLOAT', 'FLOATS', 'Rule', 'Backend',
-           'activation_inputs', 'why_not', 'find_rule', 'Decision', 'kind_of', 'from_codes', 'can_absorb', 'guess',
-           'first_guess', 'readers', 'reads_codes', 'drop_what_costs', 'gives_floats', 'kernel_of', 'decide']
+__all__ = ['Condition', 'LAYER', 'COMPUTING', 'PASS_THROUGH', 'INTEGER', 'ABSORBED', 'FLOAT', 'BEHIND', 'BEFORE', 'CODES',
+           'FLOAT_BIAS', 'ROUNDED', 'FLOATS', 'activation_inputs', 'Rule', 'Backend', 'why_not', 'find_rule',
+           'Decision', 'kind_of', 'from_codes', 'can_absorb', 'guess', 'first_guess', 'readers', 'reads_codes',
+           'drop_what_costs', 'gives_floats', 'kernel_of', 'decide_alone', 'decide']
 
 # %% ../../nbs/backends/00_rules.ipynb #f534d796
 Condition = Callable[[ir.Node, Graph], str]  # why not; empty when the rule holds
 
 LAYER, COMPUTING, PASS_THROUGH = "layer", "computing", "pass-through"
 INTEGER, ABSORBED, FLOAT = "integer", "absorbed", "float"
+BEHIND, BEFORE = "behind", "before"
+CODES, FLOAT_BIAS, ROUNDED = "codes", "float", "rounded"
 FLOATS = " (float output)"  # behind the name of a kernel that writes floats
+
+
+def activation_inputs(node: ir.Node) -> list[ir.Value]:
+    "The float32 inputs of a node that are computed, in order."
+    floats = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
+    return [v for v in floats if constant(v) is None]
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,8 @@ class Rule:
     kernel: str  # the integer kernel that the runtime should end with
     conditions: tuple[Condition, ...] = ()
     float_output: str = ""  # the kernel that gives floats when nobody reads codes; empty: none
-    always_pays: bool = False  # worth it even when only float operators read the result
+    always_pays: bool = False  # worth it whatever stands before and behind it
+    operands: Callable[[ir.Node], list[ir.Value]] = activation_inputs  # those that get codes
 
 
 @dataclass(frozen=True)
@@ -49,18 +59,17 @@ class Backend:
     weight: NumberFormat
     bias: NumberFormat
     rules: tuple[Rule, ...]
+    pairs: str = BEHIND  # where Q and DQ stand: BEHIND what writes a tensor, or BEFORE its readers
+    own_pairs: bool = False  # each reader has a pair of its own
+    bias_form: str = CODES  # CODES, FLOAT_BIAS, or ROUNDED: floats that are multiples of s_x s_w
+    per_channel: tuple[str, ...] = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # may have scales
+    smallest_range: float = 0.0  # narrower ranges of activations are widened to this
 
     def rows(self, operator: str) -> list[Rule]:
         "The rows of an operator, in the order in which they are tried."
         return [rule for rule in self.rules if rule.operator == operator]
 
 # %% ../../nbs/backends/00_rules.ipynb #d9cc75f0
-def activation_inputs(node: ir.Node) -> list[ir.Value]:
-    "The float32 inputs of a node that are computed, in order."
-    floats = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
-    return [v for v in floats if constant(v) is None]
-
-
 def why_not(node: ir.Node, rule: Rule, graph: Graph) -> str:
     "The reason why a row does not hold for a node, looking at the node alone; empty when it holds."
     if rule.role == LAYER and layer_of(node) is None:
@@ -126,7 +135,7 @@ def guess(
         return Decision(FLOAT, reason)
     if rule.role == LAYER:
         return Decision(INTEGER, "constant weight", rule)
-    if not from_codes(node, rule, decided):
+    if not rule.always_pays and not from_codes(node, rule, decided):
         return Decision(FLOAT, "its inputs are float")
     kind = INTEGER if rule.role == COMPUTING else PASS_THROUGH
     return Decision(kind, "between integer operators", rule)
@@ -145,20 +154,26 @@ def readers(node: ir.Node) -> list[ir.Node]:
     return [use.node for value in node.outputs for use in value.uses()]
 
 
-def reads_codes(node: ir.Node, decided: dict[str, Decision]) -> bool:
-    "Whether some integer operator reads the result, directly or behind absorbed nodes."
+def reads_codes(node: ir.Node, decided: dict[str, Decision], ends: Set[str] = frozenset()) -> bool:
+    "Whether an integer operator reads the result, also behind absorbed nodes, or it is an output with codes (`ends`)."
+    if any(value.name in ends for value in node.outputs):
+        return True
     for reader in readers(node):
         kind = kind_of(reader, decided)
-        if kind in (INTEGER, PASS_THROUGH) or (kind == ABSORBED and reads_codes(reader, decided)):
+        behind = kind == ABSORBED and reads_codes(reader, decided, ends)
+        if kind in (INTEGER, PASS_THROUGH) or behind:
             return True
     return False
 
 
-def drop_what_costs(graph: Graph, decided: dict[str, Decision]) -> dict[str, Decision]:
+def drop_what_costs(
+    graph: Graph, decided: dict[str, Decision], ends: Set[str] = frozenset()
+) -> dict[str, Decision]:
     "Send operators that no integer operator reads back to float, and what they had absorbed."
     for node in reversed(graph.nodes):
         rule = decided[node.name].rule
-        if rule is None or rule.role == LAYER or rule.always_pays or reads_codes(node, decided):
+        needed = rule is None or rule.role == LAYER or rule.always_pays
+        if needed or reads_codes(node, decided, ends):
             continue
         decided[node.name] = Decision(FLOAT, "does not pay: only float operators read it")
         for reader in readers(node):
@@ -167,29 +182,45 @@ def drop_what_costs(graph: Graph, decided: dict[str, Decision]) -> dict[str, Dec
     return decided
 
 # %% ../../nbs/backends/00_rules.ipynb #165f86ce
-def gives_floats(node: ir.Node, decided: dict[str, Decision]) -> bool:
+def gives_floats(node: ir.Node, decided: dict[str, Decision], ends: Set[str] = frozenset()) -> bool:
     "Whether an integer layer writes floats: it has such a kernel, and nobody reads codes from it."
     rule = decided[node.name].rule
-    if rule is None or not rule.float_output or reads_codes(node, decided):
+    if rule is None or not rule.float_output or reads_codes(node, decided, ends):
         return False
     if any(kind_of(reader, decided) == ABSORBED for reader in readers(node)):
         return False
     return not (node.op_type == "MatMul" and any(r.op_type == "Add" for r in readers(node)))
 
 
-def kernel_of(node: ir.Node, decided: dict[str, Decision]) -> str:
+def kernel_of(node: ir.Node, decided: dict[str, Decision], ends: Set[str] = frozenset()) -> str:
     "The kernel that a node is expected to become; empty for float and absorbed nodes."
     rule = decided[node.name].rule
     if rule is None:
         return ""
-    return rule.float_output + FLOATS if gives_floats(node, decided) else rule.kernel
+    return rule.float_output + FLOATS if gives_floats(node, decided, ends) else rule.kernel
 
 
-def decide(graph: Graph, backend: Backend, skipped: set[str] = frozenset()) -> tuple[NodePlan, ...]:
+def decide_alone(node: ir.Node, graph: Graph, backend: Backend, skipped: set[str]) -> NodePlan:
+    "The plan of a node where its neighbours do not matter: codes never pass from one to the next."
+    rule, reason = find_rule(node, graph, backend, skipped)
+    if rule is None:
+        return NodePlan(node.name, node.op_type, FLOAT, "", reason)
+    why = "constant weight" if rule.role == LAYER else "between codes by itself"
+    return NodePlan(node.name, node.op_type, INTEGER, rule.kernel, why)
+
+
+def decide(
+    graph: Graph,
+    backend: Backend,
+    skipped: Set[str] = frozenset(),  # names of nodes to leave alone
+    ends: Set[str] = frozenset(),  # names of outputs that are asked for as codes
+) -> tuple[NodePlan, ...]:
     "What becomes of every node of a graph, and why."
-    decided = drop_what_costs(graph, first_guess(graph, backend, set(skipped)))
+    if backend.pairs == BEFORE:
+        return tuple(decide_alone(node, graph, backend, set(skipped)) for node in graph.nodes)
+    decided = drop_what_costs(graph, first_guess(graph, backend, set(skipped)), ends)
     plans = []
     for node in graph.nodes:
-        decision, kernel = decided[node.name], kernel_of(node, decided)
+        decision, kernel = decided[node.name], kernel_of(node, decided, ends)
         plans.append(NodePlan(node.name, node.op_type, decision.kind, kernel, decision.reason))
     return tuple(plans)

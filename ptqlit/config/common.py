@@ -50,7 +50,11 @@ class CommonQuantParam(Section):
     enable_encode: Boolean = key(
         True, "compress the stored weights", since="master", modes=WEIGHT
     )
-    workspace: Folder = key("", "where temporary files of large models go", since="-", later=True)
+    workspace: Folder = key(
+        "",
+        "folder for the temporary file of a model over 2 GB, instead of the system's own",
+        since="-",
+    )
 
     @model_validator(mode="after")
     def widths(self):

@@ -22,13 +22,13 @@ from .registry import RegistryParam
 from .schema import Entry, Section, not_yet, read_section, shorten, show
 from .transform import TransformQuantParam
 from .weight import WeightQuantParam
-from ..errors import FILE_FAILED, InputError, hint
+from ..errors import FILE_FAILED, InputError, hint, nearest
 
 # %% auto #0
-__all__ = ['MAX_LINES', 'SECTIONS', 'TITLES', 'IDLE_SECTIONS', 'log', 'Line', 'strip_comment', 'blank_name', 'broken',
+__all__ = ['MAX_LINES', 'SECTIONS', 'TITLES', 'IDLE_SECTIONS', 'LOST', 'log', 'Line', 'strip_comment', 'blank_name', 'broken',
            'read_pair', 'read_line', 'Block', 'split_lines', 'read_blocks', 'Config', 'read_text', 'build', 'unread',
-           'needs_samples', 'why_unused', 'unused', 'used_sections', 'print_config', 'section_lines', 'is_given',
-           'not_built', 'requirements', 'find_folder', 'flag_warnings']
+           'find_strays', 'whereabouts', 'needs_samples', 'why_unused', 'unused', 'used_sections', 'print_config',
+           'section_lines', 'is_given', 'not_built', 'requirements', 'find_folder', 'flag_warnings']
 
 # %% ../../nbs/config/10_file.ipynb #1e42a329
 @dataclass(frozen=True)
@@ -183,6 +183,7 @@ class Config:
     lines: dict[tuple[str, str], int] = field(compare=False)  # (section, key) -> line
     sections: tuple[str, ...] = field(compare=False)  # the names that the file holds, known ones
     warnings: tuple[str, ...] = field(compare=False)  # valid, but perhaps not meant
+    strays: dict[str, str] = field(compare=False)  # key or [section] -> where it stands unread
 
     @classmethod
     def from_file(cls, path: str | Path) -> Config:
@@ -218,13 +219,19 @@ def build(text: str, source: str, folder: Path) -> Config:
     "Parse and check everything."
     warn: list[str] = []
     blocks = read_blocks(text, source, warn)
-    read, lines = {}, {}
+    strays, read, lines = find_strays(blocks, warn), {}, {}
     for name, cls in SECTIONS.items():
         entries = blocks[cls.title].entries if cls.title in blocks else []
-        read[name] = read_section(cls, entries, source, warn)
+        try:
+            read[name] = read_section(cls, entries, source, warn)
+        except InputError as error:
+            absent = re.search(r"(\w+) is missing|expected (\w+) beside it", str(error))
+            where = whereabouts(strays, cls.title, [absent[1] or absent[2]]) if absent else ""
+            raise InputError(f"{error}{where}", error.status) from None
         lines |= {(cls.title, entry.key): entry.line for entry in entries}
     known = tuple(title for title in blocks if title in TITLES or title in IDLE_SECTIONS)
-    config = Config(**read, source=source, folder=folder, lines=lines, sections=known, warnings=())
+    place = dict(source=source, folder=folder, lines=lines, sections=known)
+    config = Config(**read, **place, warnings=(), strays=strays)
     warn += unread(blocks, source) + unused(config, blocks)
     return replace(config, warnings=tuple(warn))
 
@@ -240,6 +247,32 @@ def unread(blocks: dict[str, Block], source: str) -> list[str]:
             near = hint(title, [*TITLES, *IDLE_SECTIONS])
             found.append(f"{place} is not known and is not read.{near}")
     return found
+
+# %% ../../nbs/config/10_file.ipynb #582f3978
+LOST = r":(\d+): (.+?) (stands before any section|has no value)"
+
+
+def find_strays(blocks: dict[str, Block], warn: list[str]) -> dict[str, str]:
+    "Key, or [section], -> the sentence that says where it stands without being read."
+    found: dict[str, str] = {}
+    for lost in filter(None, (re.search(LOST, line) for line in warn)):
+        found.setdefault(lost[2], f" Line {lost[1]} has it, but it {lost[3]}.")
+    for title, block in blocks.items():
+        if title in TITLES or title in IDLE_SECTIONS:
+            continue
+        near = nearest(title, [*TITLES, *IDLE_SECTIONS])
+        end = f"[{shorten(title)}], which is no section.{hint(title, near)}"
+        for entry in block.entries:
+            found.setdefault(entry.key, f" Line {entry.line} has it under {end}")
+        for meant in near:
+            found.setdefault(f"[{meant}]", f" Line {block.line} has {end}")
+    return found
+
+
+def whereabouts(strays: dict[str, str], title: str, names: list[str]) -> str:
+    "Where the first of some missing keys of a section was seen, or a section that is nearly the one."
+    seen = (strays[name] for name in (*names, f"[{title}]") if name in strays)
+    return next(seen, "")
 
 # %% ../../nbs/config/10_file.ipynb #f5f37ea4
 def needs_samples(config: Config) -> bool:
@@ -338,9 +371,11 @@ def requirements(config: Config) -> list[str]:
         return not_built(config)
     if title not in config.sections:
         absent = f"no section [{title}]: expected one with {', '.join(missing)} for FULL_QUANT."
-        return [*not_built(config), f"{config.source}: {absent}"]
+        where = whereabouts(config.strays, title, []) or whereabouts(config.strays, title, missing)
+        return [*not_built(config), f"{config.source}: {absent}{where}"]
     return not_built(config) + [
         f"{config.source}: [{title}] {name} is missing: expected it for FULL_QUANT."
+        + whereabouts(config.strays, title, [name])
         for name in missing
     ]
 

@@ -17,7 +17,7 @@ class RegistryParam(Section):
 
     title = "registry"
     disable_fusion: choice("on", "off", later=("on",)) = key(
-        "off", "on: leave the graph as it is before it is quantized", since="-"
+        "off", "on: leave the graph as it is before it is quantized, as --optimize=none", since="-"
     )
     fusion_blacklists: Text = key(
         "", "passes to leave out", since="-", idle="it names passes of the reference's own program"

@@ -14,7 +14,7 @@ from .kinds import Kind
 from ..errors import InputError, hint
 
 # %% auto #0
-__all__ = ['key', 'Section', 'Entry', 'Fault', 'shorten', 'unknown_key', 'describe', 'first_error', 'second_looks',
+__all__ = ['key', 'Section', 'Entry', 'Fault', 'shorten', 'homes_of', 'unknown_key', 'describe', 'first_error', 'second_looks',
            'read_section', 'complaint', 'show', 'key_row', 'key_rows', 'key_table', 'not_yet']
 
 # %% ../../nbs/config/00_schema.ipynb #1979a5dd
@@ -76,10 +76,18 @@ def shorten(text: str, width: int = 80) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 # %% ../../nbs/config/00_schema.ipynb #9bd767e7
+def homes_of(name: str) -> list[str]:
+    "The sections that have a key of this name."
+    homes = [cls.title for cls in Section.__subclasses__() if name in cls.model_fields]
+    return sorted(set(homes))
+
+
 def unknown_key(cls: type[Section], entry: Entry, source: str) -> InputError:
-    "The nearest names, or all of them."
-    known = list(cls.model_fields)
+    "The section it belongs into, the nearest names, or all of them."
+    known, homes = list(cls.model_fields), [f"[{title}]" for title in homes_of(entry.key)]
     advice = hint(entry.key, known) or f" Its keys: {', '.join(known)}."
+    if homes:
+        advice = f" It belongs into {' or '.join(homes)}."
     place = f"{source}:{entry.line}: [{cls.title}]"
     return InputError(f'{place} has no key "{shorten(entry.key)}".{advice}')
 

@@ -24,8 +24,8 @@ __all__ = ['OLDEST', 'WEIGHT_AXES', 'ENDINGS', 'read_proto', 'external_files', '
            'tensor_names', 'free_name', 'set_constant', 'bypass', 'replace_node', 'spread', 'takes_factors',
            'all_constant', 'foldable', 'folded_constants', 'fold_one', 'fold_batch_norm', 'scale_gemm', 'bias_of',
            'gemm_parts', 'merge_matmul_add', 'mean_axes', 'means_pictures', 'pool_means', 'ends_here', 'on_one_pixel',
-           'last_conv_to_gemm', 'drop_dropout', 'keep_output_names', 'clean', 'Input', 'input_of', 'Graph', 'prepare',
-           'Layer', 'channel_count', 'input_channels_at', 'layer_of', 'find_nodes']
+           'last_conv_to_gemm', 'drop_dropout', 'keep_output_names', 'clean', 'Input', 'input_of', 'Graph',
+           'merge_layers', 'prepare', 'Layer', 'channel_count', 'input_channels_at', 'layer_of', 'find_nodes']
 
 # %% ../../nbs/model/00_graph.ipynb #10a4d0e9
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -87,9 +87,9 @@ def raise_opset(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     old = opset_of(proto)
     if not 0 < old < OLDEST:
         return proto
-    copy = onnx.ModelProto.FromString(proto.SerializeToString())
-    copy.ir_version = max(copy.ir_version, 7)  # the file format that came with opset 13
     try:
+        copy = onnx.ModelProto.FromString(proto.SerializeToString())
+        copy.ir_version = max(copy.ir_version, 7)  # the file format that came with opset 13
         new = onnx.version_converter.convert_version(copy, OLDEST)
         onnx.checker.check_model(new)
     except Exception as error:
@@ -471,6 +471,8 @@ class Graph:
     hash: str  # of the model as it was given
     name: str  # for messages
     absorbed: dict[str, str] = field(default_factory=dict)  # vanished node -> node it lives in
+    merged: bool = True  # False: prepared without merging layers
+    workspace: str | None = None  # folder for temporary files of large models
 
     @property
     def nodes(self) -> list[ir.Node]:
@@ -493,7 +495,24 @@ class Graph:
         return self.model.clone()
 
 # %% ../../nbs/model/00_graph.ipynb #494cde9f
-def prepare(model: str | Path | onnx.ModelProto) -> Graph:
+def merge_layers(model: ir.Model) -> dict[str, str]:
+    "Fold, merge and rewrite what computes the same with fewer or better kernels; returns what vanished, and into what."
+    absorbed = fold_batch_norm(model)
+    absorbed |= merge_matmul_add(model)
+    scale_gemm(model)
+    pool_means(model)
+    passes.ShapeInferencePass()(model)
+    last_conv_to_gemm(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.ShapeInferencePass()(model)
+    return absorbed
+
+
+def prepare(
+    model: str | Path | onnx.ModelProto,
+    merge: bool = True,  # False: leave the model's layers as they are (--optimize=none)
+    workspace: str | None = None,  # folder for temporary files of large models
+) -> Graph:
     "Load a model and bring it into the form that all rooms of the house work on; InputError for a broken one."
     loaded, digest, name = load(model)
     if not all(v.shape is not None and v.dtype is not None for v in loaded.graph.inputs):
@@ -501,15 +520,8 @@ def prepare(model: str | Path | onnx.ModelProto) -> Graph:
     clean(loaded)
     name_nodes(loaded)
     passes.ShapeInferencePass()(loaded)
-    absorbed = fold_batch_norm(loaded)
-    absorbed |= merge_matmul_add(loaded)
-    scale_gemm(loaded)
-    pool_means(loaded)
-    passes.ShapeInferencePass()(loaded)
-    last_conv_to_gemm(loaded)
-    passes.RemoveUnusedNodesPass()(loaded)
-    passes.ShapeInferencePass()(loaded)
-    return Graph(loaded, digest, name, absorbed)
+    absorbed = merge_layers(loaded) if merge else {}
+    return Graph(loaded, digest, name, absorbed, merge, workspace)
 
 # %% ../../nbs/model/00_graph.ipynb #3332f4d4
 @dataclass(frozen=True)

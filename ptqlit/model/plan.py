@@ -42,6 +42,7 @@ class EdgePlan:
     tensor: str
     consumer: str = ""  # empty: one pair behind the producer, for all readers; else: for this one
     shielded: bool = False  # a Max of one operand stands before Q: the producer shall stay float
+    own: bool = False  # the consumer gets a pair that it shares with nobody
 
 # %% ../../nbs/model/02_plan.ipynb #53f314fd
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TensorPlan:
     reason: str  # what is special about it; empty for nothing
     node: str = ""  # weights, constants and biases: the node that reads them; empty: all readers
     values: np.ndarray | None = None  # the codes of biases, and of weights not rounded plainly
-    form: str = ""  # how codes are stored: plain, planes, palette or escape; empty: behind a DQ
+    form: str = ""  # plain, planes, palette, escape, float (biases); empty: codes behind a DQ
     var_corr: np.ndarray | None = None  # float32, as scale: factor on the dequantized weight
     mean_corr: np.ndarray | None = None  # float32, as scale: added to it behind the factor
 

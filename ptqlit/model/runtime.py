@@ -21,9 +21,9 @@ from ..errors import MODEL_INVALID, InputError
 from .graph import Graph, constant, only_user
 
 # %% auto #0
-__all__ = ['Level', 'session_options', 'Session', 'open_session', 'output_names', 'plain_name', 'Kernel', 'rewritten',
-           'kernels_of', 'absorbs', 'watched', 'activations', 'calibration_session', 'logits_model', 'run_batches',
-           'paired_latency', 'one_round']
+__all__ = ['Level', 'MESSAGE_LIMIT', 'INSIDE', 'session_options', 'is_large', 'save_split', 'Session', 'open_session',
+           'output_names', 'plain_name', 'Kernel', 'rewritten', 'kernels_of', 'absorbs', 'watched', 'activations',
+           'calibration_session', 'logits_model', 'run_batches', 'paired_latency', 'one_round']
 
 # %% ../../nbs/model/01_runtime.ipynb #8ade1353
 Level = onnxruntime.GraphOptimizationLevel
@@ -41,7 +41,26 @@ def session_options(
     options.enable_cpu_mem_arena = False
     if optimized:
         options.optimized_model_filepath = str(optimized)
+        for key, value in (("file_name", f"{optimized.name}.data"), ("min_size_in_bytes", "1024")):
+            entry = f"session.optimized_model_external_initializers_{key}"
+            options.add_session_config_entry(entry, value)  # no limit of size
     return options
+
+# %% ../../nbs/model/01_runtime.ipynb #25871836
+MESSAGE_LIMIT = 2**31 - 2**26  # bytes of tensors; the rest of a message needs some room too
+INSIDE = 1 << 17  # smaller tensors stay inside the message, all scales among them
+
+
+def is_large(model: ir.Model) -> bool:
+    "Whether the tensors of a model are too many bytes for one protobuf message."
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None) > MESSAGE_LIMIT
+
+
+def save_split(model: ir.Model, path: Path, data: str) -> Path:
+    "Write a model with its large tensors in a file called `data` beside it."
+    ir.save(model, path, external_data=data, size_threshold_bytes=INSIDE)
+    return path
 
 # %% ../../nbs/model/01_runtime.ipynb #3cd8e94d
 class Session(onnxruntime.InferenceSession):
@@ -61,9 +80,14 @@ def open_session(
     threads: int = 1,  # intra-op threads
     level: Level = Level.ORT_ENABLE_ALL,  # how much the runtime may rewrite the graph
     optimized: Path | None = None,  # write the rewritten graph here
+    workspace: str | None = None,  # folder for a temporary file of a large model in memory
 ) -> Session:
     "An onnxruntime session on the CPU; InputError (MODEL_INVALID) when it cannot load the model."
     options, name = session_options(threads, level, optimized), "model"
+    if isinstance(model, ir.Model) and is_large(model):
+        with tempfile.TemporaryDirectory(dir=workspace) as folder:
+            path = save_split(model, Path(folder) / "model.onnx", "model.data")
+            return open_session(path, threads, level, optimized)
     if isinstance(model, ir.Model):
         model = ir.to_proto(model).SerializeToString()
     if not isinstance(model, bytes):
@@ -155,7 +179,7 @@ def calibration_session(graph: Graph) -> tuple[Session, list[str]]:
     names = [name for name in activations(graph) if name in values]
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in names)
-    return open_session(model, threads=1), names
+    return open_session(model, threads=1, workspace=graph.workspace), names
 
 # %% ../../nbs/model/01_runtime.ipynb #40ac3361
 def logits_model(path: str | Path) -> bytes:

@@ -5,6 +5,7 @@
 # %% ../../nbs/quantizers/00_full.ipynb #9c5d1162
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
 import numpy as np
@@ -52,8 +53,10 @@ def written(node: ir.Node, decisions: dict[str, NodePlan]) -> list[ir.Value]:
     return []
 
 
-def coded(graph: Graph, decisions: dict[str, NodePlan]) -> dict[str, list[str]]:
-    "Tensor that needs codes -> its readers that get them; an empty list stands for all readers."
+def coded(
+    graph: Graph, decisions: dict[str, NodePlan], ends: Set[str] = frozenset()
+) -> dict[str, list[str]]:
+    "Tensor that needs codes -> its readers that get them; an empty list stands for all, as it does for `ends`."
     codes = {value.name for node in graph.nodes for value in written(node, decisions)}
     tensors: dict[str, list[str]] = {}
     for node in graph.nodes:
@@ -64,7 +67,7 @@ def coded(graph: Graph, decisions: dict[str, NodePlan]) -> dict[str, list[str]]:
                     readers.append(node.name)
         for value in written(node, decisions):
             tensors.setdefault(value.name, [])
-    return tensors
+    return tensors | {name: [] for name in ends}
 
 # %% ../../nbs/quantizers/00_full.ipynb #c10b81c4
 def below_bound(affine: Affine, qmax: int, bound: float) -> Affine:
@@ -103,10 +106,10 @@ def shared_plan(source: TensorPlan, name: str, mover: str) -> TensorPlan:
 
 def activation_plans(
     graph: Graph, statistics: Statistics, backend: Backend, decisions: dict[str, NodePlan],
-    method: str, calibrator: Calibrator,
+    method: str, calibrator: Calibrator, ends: Set[str] = frozenset(),
 ) -> dict[str, TensorPlan]:  # fmt: skip
     "The numbers of every activation with codes, in computing order; `calibrator` has its options bound."
-    wanted, plans = coded(graph, decisions), {}
+    wanted, plans = coded(graph, decisions, ends), {}
     for name, value in graph.values.items():
         if name not in wanted:
             continue
@@ -259,13 +262,14 @@ def edge_plans(
 # %% ../../nbs/quantizers/00_full.ipynb #2b54f8bb
 def full_plan(
     graph: Graph, statistics: Statistics, backend: Backend, method: str, calibrator: Calibrator,
-    skipped: set[str] = frozenset(), config: str = "",
+    skipped: Set[str] = frozenset(), config: str = "", ends: Set[str] = frozenset(),
 ) -> Plan:  # fmt: skip
     "Decide everything about a full quantization, without bias correction; InputError for NaN constants."
-    nodes = decide(graph, backend, skipped)
+    nodes = decide(graph, backend, skipped, ends)
     decisions = {plan.name: plan for plan in nodes}
-    edges = coded(graph, decisions)
-    activations = activation_plans(graph, statistics, backend, decisions, method, calibrator)
+    edges = coded(graph, decisions, ends)
+    chosen = (backend, decisions, method, calibrator, ends)
+    activations = activation_plans(graph, statistics, *chosen)
     tensors = [*activations.values(), *weight_plans(graph, backend, decisions, activations, edges)]
     pairs = edge_plans(graph, decisions, edges, backend)
     merged = sorted(name for name in skipped if decisions[name].decision == ABSORBED)

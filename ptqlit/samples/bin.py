@@ -17,8 +17,8 @@ from ..model.graph import Graph, Input
 from .stream import Recipes, Sample, files_of, fix_shapes
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'log', 'resolve_shape', 'other_layout', 'read_buffer', 'replace_shape', 'size_error', 'roughness',
-           'looks_turned', 'bin_samples']
+__all__ = ['LAYOUTS', 'ROUGHER', 'log', 'resolve_shape', 'other_layout', 'read_buffer', 'replace_shape', 'size_error',
+           'roughness', 'looks_turned', 'bin_samples']
 
 # %% ../../nbs/samples/02_bin.ipynb #72ab4f94
 def resolve_shape(wanted: Input, count: int) -> tuple[int, ...] | None:
@@ -78,23 +78,25 @@ def size_error(wanted: Input, size: int) -> str:
 
 # %% ../../nbs/samples/02_bin.ipynb #660d0b08
 def roughness(array: np.ndarray) -> float:
-    "Mean absolute step between neighbours along a row of an (N, C, H, W) array."
-    return (
-        float(np.abs(np.diff(array.astype(np.float64), axis=3)).mean())
-        if array.shape[3] > 1
-        else 0.0
-    )
+    "Mean absolute step between neighbours along a column of an (N, C, H, W) array."
+    return float(np.abs(np.diff(array.astype(np.float64), axis=2)).mean())
+
+
+ROUGHER = 1.25  # times the other reading; noise stays below it, and so do pictures read right
 
 
 def looks_turned(array: np.ndarray, layout: str) -> bool:
-    "Whether a buffer read in `layout` would be twice as smooth in the other layout."
+    "Whether a buffer of pictures, read in `layout`, would be smoother in the other layout."
     if array.ndim != 4 or not layout or array.size < 300:
         return False
     other = array.reshape(other_layout(array.shape, layout))
     chw, hwc = (array, other) if layout == "NCHW" else (other, array)
-    as_chw, as_hwc = roughness(chw), roughness(hwc.transpose(0, 3, 1, 2))
-    own, turned = (as_chw, as_hwc) if layout == "NCHW" else (as_hwc, as_chw)
-    return own > 2 * turned
+    readings = chw, hwc.transpose(LAYOUTS["NHWC"])
+    own, turned = readings if layout == "NCHW" else readings[::-1]
+    if not 2 <= own.shape[1] <= 4 or min(own.shape[2], turned.shape[2]) < 2:
+        return False  # one channel is the same in both; more than four are no picture
+    with np.errstate(all="ignore"):  # NaN and infinite values compare as no
+        return roughness(own) > ROUGHER * roughness(turned)
 
 # %% ../../nbs/samples/02_bin.ipynb #43c9531f
 log = logging.getLogger("ptqlit")

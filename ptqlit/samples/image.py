@@ -14,11 +14,11 @@ from ..config.data import DataPreprocessParam
 from ..config.file import Config
 from ..errors import FILE_FAILED, InputError
 from ..model.graph import Graph, Input
-from .stream import Recipes, Sample, check_sample, files_of, fix_shapes
+from .stream import Recipes, Sample, check_array, files_of, fix_shapes
 
 # %% auto #0
 __all__ = ['silent', 'METHODS', 'decode', 'truncated', 'to_colour', 'normalize', 'resize', 'center_crop', 'preprocess',
-           'to_layout', 'read_image', 'image_samples']
+           'to_layout', 'read_image', 'check_channels', 'image_samples']
 
 # %% ../../nbs/samples/01_image.ipynb #8baf0ca7
 def decode(path: Path) -> np.ndarray:
@@ -52,13 +52,13 @@ def to_colour(image: np.ndarray, image_to_format: str) -> np.ndarray:
 
 
 def normalize(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    "float32 x * (1/std) + (-mean/std) for each channel; without mean and std only the change to float32."
-    image = image.astype(np.float32)
+    "uint8 to float32 x * (1/std) + (-mean/std) for each channel; without mean and std only the change of type."
     if not mean:
-        return image
-    return image * (1 / np.asarray(std)).astype(np.float32) + (
-        -np.asarray(mean) / np.asarray(std)
-    ).astype(np.float32)
+        return image.astype(np.float32)
+    factor, shift = 1 / np.asarray(std), -np.asarray(mean) / np.asarray(std)
+    pixels = np.arange(256, dtype=np.float32)[:, None]
+    table = pixels * factor.astype(np.float32) + shift.astype(np.float32)  # (256, channels)
+    return cv2.LUT(image, table[None]).reshape(image.shape)
 
 # %% ../../nbs/samples/01_image.ipynb #a6730a16
 silent = cv2.utils.logging.LOG_LEVEL_SILENT
@@ -115,9 +115,21 @@ def read_image(path: Path, wanted: Input, data: DataPreprocessParam) -> np.ndarr
         raise InputError(
             f"{path}: [{data.title}] normalize_std={std}: the pixels overflow; expected larger values."
         )
+    check_channels(path, pixels.shape[2], wanted, data)
     return to_layout(pixels, wanted.layout).astype(wanted.dtype, copy=False)
 
 
+def check_channels(path: Path, found: int, wanted: Input, data: DataPreprocessParam) -> None:
+    "Name the key when a picture has not the channels that the model has."
+    channels = wanted.shape[3 if wanted.layout == "NHWC" else 1] if wanted.layout else None
+    if isinstance(channels, int) and channels != found:
+        shape = ", ".join(str(d) for d in wanted.shape)
+        key = f"[{data.title}] image_to_format={data.image_to_format}"
+        raise InputError(
+            f'{path}: {key} gives {found} channels: the input "{wanted.name}" expects {channels}, {wanted.dtype} ({shape}).'
+        )
+
+# %% ../../nbs/samples/01_image.ipynb #65975547
 def image_samples(
     config: Config, graph: Graph, shapes: dict[str, tuple[int, ...]] | None = None
 ) -> Recipes:
@@ -125,12 +137,11 @@ def image_samples(
     files = files_of(config, graph)
     inputs = {i.name: i for i in fix_shapes(graph.inputs, shapes or {})}
 
+    def read(name: str, path: Path) -> np.ndarray:
+        array = read_image(path, inputs[name], config.data)
+        return check_array(array, inputs[name], str(path))
+
     def make(round_number: int) -> Sample:
-        sample = {
-            name: read_image(paths[round_number], inputs[name], config.data)
-            for name, paths in files.items()
-        }
-        source = str(next(iter(files.values()))[round_number])
-        return check_sample(sample, list(inputs.values()), source)
+        return {name: read(name, paths[round_number]) for name, paths in files.items()}
 
     return Recipes(list(range(config.data.calibrate_size)), make)

@@ -20,8 +20,9 @@ from ..errors import FILE_FAILED, INPUT_INVALID, PATH_FAILED, InputError, hint
 from ..model.graph import Graph, Input
 
 # %% auto #0
-__all__ = ['log', 'Sample', 'Samples', 'Recipes', 'shared', 'FromReader', 'as_samples', 'Spool', 'rereadable', 'list_files',
-           'files_of', 'warn_unpaired', 'parse_shapes', 'fix_shapes', 'fix_shape', 'check_sample']
+__all__ = ['log', 'Sample', 'Samples', 'check_dictionary', 'Recipes', 'shared', 'FromReader', 'as_samples', 'Spool',
+           'keep_sample', 'rereadable', 'list_files', 'files_of', 'warn_unpaired', 'parse_shapes', 'fix_shapes',
+           'fix_shape', 'check_array', 'check_sample']
 
 # %% ../../nbs/samples/00_stream.ipynb #b292c68d
 log = logging.getLogger("ptqlit")
@@ -36,6 +37,13 @@ class Samples(Protocol):
 
     def __len__(self) -> int:
         "How many there are."
+
+# %% ../../nbs/samples/00_stream.ipynb #da8bedb7
+def check_dictionary(sample: Sample, source: str) -> None:
+    "Refuse what is no dictionary."
+    if not isinstance(sample, dict):
+        kind = type(sample).__name__
+        raise InputError(f"{source}: a {kind}; expected a dictionary of {{input: array}}.")
 
 # %% ../../nbs/samples/00_stream.ipynb #810541b7
 class Recipes:
@@ -106,13 +114,27 @@ class Spool:
                 sample = next(self.source, None)
                 if sample is None:
                     return
-                np.savez(self.path(place), **{f"input_{name}": a for name, a in sample.items()})
+                keep_sample(self.path(place), sample, place)
                 self.count += 1
             with np.load(self.path(place), allow_pickle=False) as stored:
-                yield {name.removeprefix("input_"): stored[name] for name in stored.files}
+                names, *arrays = (stored[f"arr_{i}"] for i in range(len(stored.files)))
+            yield dict(zip(names.tolist(), arrays))
             place += 1
 
 
+def keep_sample(path: Path, sample: Sample, place: int) -> None:
+    "Write a sample: its names, then its arrays."
+    check_dictionary(sample, f"sample {place}")
+    for name, array in sample.items():
+        if np.asarray(array).dtype.hasobject:  # it would be pickled
+            raise InputError(f'sample {place}: "{name}" holds objects: expected numbers.')
+    try:
+        np.savez(path, np.array(list(sample), str), *sample.values())
+    except OSError as error:
+        text = f"cannot keep sample {place} for a second reading: {error.strerror}"
+        raise InputError(f"{path.parent}: {text}.", FILE_FAILED) from None
+
+# %% ../../nbs/samples/00_stream.ipynb #b91cb8cd
 def rereadable(samples: Iterable[Sample]) -> Iterable[Sample]:
     "The samples themselves when they can be read again, else a spool of them."
     once = iter(samples) is samples or (
@@ -204,21 +226,32 @@ def fix_shape(wanted: Input, shape: tuple[int, ...]) -> Input:
     return replace(wanted, shape=shape)
 
 # %% ../../nbs/samples/00_stream.ipynb #3745e955
+def check_array(array: np.ndarray, wanted: Input, source: str) -> np.ndarray:
+    "The array itself, or an InputError: `source` (a file, a sample) does not fit the model's input."
+    if not isinstance(array, np.ndarray):
+        kind = type(array).__name__
+        raise InputError(f'{source}: input "{wanted.name}" is a {kind}: expected a NumPy array.')
+    fits = len(array.shape) == len(wanted.shape) and all(
+        not isinstance(w, int) or w == got for w, got in zip(wanted.shape, array.shape)
+    )
+    if not fits or array.dtype != wanted.dtype:
+        shape = ", ".join(str(d) for d in wanted.shape)
+        raise InputError(
+            f'{source}: input "{wanted.name}" is {array.dtype} {array.shape}: expected {wanted.dtype} ({shape}).'
+        )
+    return array
+
+
 def check_sample(sample: Sample, inputs: list[Input], source: str) -> Sample:
     "The sample itself, or an InputError that says which input does not fit the model."
-    if not isinstance(sample, dict):
-        kind = type(sample).__name__
-        raise InputError(f"{source}: a {kind}; expected a dictionary of {{input: array}}.")
+    check_dictionary(sample, source)
+    names = [wanted.name for wanted in inputs]
+    for name in sample:
+        if name not in names:
+            known = hint(str(name), names) or f" Its inputs: {', '.join(names)}."
+            raise InputError(f'{source}: the model has no input "{name}".{known}')
     for wanted in inputs:
-        array = sample.get(wanted.name)
-        if array is None:
+        if wanted.name not in sample:
             raise InputError(f'{source}: no array for the input "{wanted.name}".')
-        fits = len(array.shape) == len(wanted.shape) and all(
-            not isinstance(w, int) or w == got for w, got in zip(wanted.shape, array.shape)
-        )
-        if not fits or array.dtype != wanted.dtype:
-            shape = ", ".join(str(d) for d in wanted.shape)
-            raise InputError(
-                f'{source}: input "{wanted.name}" is {array.dtype} {array.shape}: expected {wanted.dtype} ({shape}).'
-            )
+        check_array(sample[wanted.name], wanted, source)
     return sample

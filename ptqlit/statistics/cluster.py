@@ -28,14 +28,16 @@ Source = Callable[
 
 
 @functools.lru_cache(maxsize=1)
-def prepared(model: str | bytes) -> Graph:
+def prepared(model: str | bytes, merge: bool = True) -> Graph:
     "The graph of a model, prepared once in each worker."
-    return prepare(onnx.load_from_string(model) if isinstance(model, bytes) else model)
+    return prepare(onnx.load_from_string(model) if isinstance(model, bytes) else model, merge)
 
 
-def observe_shard(model: str | bytes, source: Source, first: int, last: int) -> Statistics:
+def observe_shard(
+    model: str | bytes, merge: bool, source: Source, first: int, last: int
+) -> Statistics:  # fmt: skip
     "What a worker does: the statistics of the samples first .. last - 1."
-    graph = prepared(model)
+    graph = prepared(model, merge)
     samples = source(graph)
     return observe(graph, Recipes(samples.recipes[first:last], samples.make), threads=1)
 
@@ -81,6 +83,7 @@ def observe_cluster(
     address: str,  # of a Dask scheduler, or local:N
     progress: Callable[[int], None]
     | None = None,  # called with the number of samples done since the last call
+    merge: bool = True,  # False: the model's layers are left as they are
 ) -> Statistics:
     "Observe a model on a cluster; the result does not depend on the number of workers."
     sent = (
@@ -93,7 +96,8 @@ def observe_cluster(
 
         parts = shards(count, len(client.scheduler_info()["workers"]) or 1)
         futures = {
-            client.submit(observe_shard, sent, source, *part, pure=False): part for part in parts
+            client.submit(observe_shard, sent, merge, source, *part, pure=False): part
+            for part in parts
         }
         total = None
         for future in as_completed(list(futures)):

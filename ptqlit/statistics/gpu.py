@@ -16,27 +16,32 @@ from ..errors import InputError
 from .histogram import BITS, SIDE, Counts, needed_k
 
 # %% auto #0
-__all__ = ['EACH_CU', 'SCAN_CU', 'COUNT_CU', 'ERROR_CU', 'SOURCE_CU', 'THREADS', 'Device', 'gpu', 'counter', 'count_batch',
-           'error_sums']
+__all__ = ['EACH_CU', 'SCAN_CU', 'COUNT_CU', 'ERROR_CU', 'SOURCE_CU', 'ON_HOST', 'LANES', 'Device', 'gpu', 'counter', 'Batch',
+           'to_batch', 'scan', 'count_bins', 'count_batch', 'ErrorSums', 'error_blocks', 'summed', 'error_sums_numpy',
+           'error_sums', 'launch_errors']
 
 # %% ../../nbs/statistics/03_gpu.ipynb #cc6ebf41
 EACH_CU = r"""
 #define SIDE 4096
 
 template <class F>
-__device__ void each(const float* x, long long n, F f) {
+__device__ void four(float4 v, F f) { f(v.x); f(v.y); f(v.z); f(v.w); }
+
+template <class F>
+__device__ void each(const float* x, long long n, int blocks, F f) {
     long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    long long threads = (long long)gridDim.x * blockDim.x;
+    long long threads = (long long)blocks * blockDim.x, i = thread;
     long long head = (16 - (unsigned long long)x % 16) % 16 / 4;
     head = head < n ? head : n;
     long long fours = (n - head) / 4;
     const float4* wide = (const float4*)(x + head);
-    for (long long i = thread; i < fours; i += threads) {
-        float4 v = wide[i];
-        f(v.x); f(v.y); f(v.z); f(v.w);
+    for (; i + threads < fours; i += 2 * threads) {
+        float4 v = wide[i], w = wide[i + threads];
+        four(v, f); four(w, f);
     }
-    for (long long i = thread; i < head; i += threads) f(x[i]);
-    for (long long i = head + 4 * fours + thread; i < n; i += threads) f(x[i]);
+    if (i < fours) four(wide[i], f);
+    for (i = thread; i < head; i += threads) f(x[i]);
+    for (i = head + 4 * fours + thread; i < n; i += threads) f(x[i]);
 }
 
 __device__ bool finite(float v) { return (__float_as_int(v) & 0x7f800000) != 0x7f800000; }
@@ -44,24 +49,29 @@ __device__ bool finite(float v) { return (__float_as_int(v) & 0x7f800000) != 0x7
 
 # %% ../../nbs/statistics/03_gpu.ipynb #09ae9fff
 SCAN_CU = r"""
-extern "C" __global__ void scan(const unsigned long long* tensors, const long long* sizes,
-                                float* lows, float* highs, unsigned int* tallies) {
-    __shared__ float low_of[32], high_of[32];
+extern "C" __global__ __launch_bounds__(512) void scan(
+        const unsigned long long* tensors, const long long* sizes, const int* blocks,
+        float* lows, float* highs, unsigned int* tallies) {
+    __shared__ float low_of[16], high_of[16];
     __shared__ unsigned int tally[3];
     float low = __int_as_float(0x7f800000), high = -low;
-    unsigned int zeros = 0, nans = 0, infinities = 0;
+    unsigned int own[3] = {0, 0, 0};  // zeros, NaN, infinities
+    if ((int)blockIdx.x >= blocks[blockIdx.y]) return;
     if (threadIdx.x < 3) tally[threadIdx.x] = 0;
     __syncthreads();
-    each((const float*)tensors[blockIdx.y], sizes[blockIdx.y], [&](float v) {
-        if (finite(v)) { low = v < low ? v : low; high = v > high ? v : high; zeros += v == 0; }
-        else if (v != v) ++nans; else ++infinities;
+    each((const float*)tensors[blockIdx.y], sizes[blockIdx.y], blocks[blockIdx.y], [&](float v) {
+        if (finite(v)) { low = v < low ? v : low; high = v > high ? v : high; own[0] += v == 0; }
+        else if (v != v) ++own[1]; else ++own[2];
     });
     for (int by = 16; by; by /= 2) {
-        float l = __shfl_down_sync(0xffffffffu, low, by), h = __shfl_down_sync(0xffffffffu, high, by);
+        float l = __shfl_down_sync(~0u, low, by), h = __shfl_down_sync(~0u, high, by);
         low = l < low ? l : low; high = h > high ? h : high;
+        for (int i = 0; i < 3; ++i) own[i] += __shfl_down_sync(~0u, own[i], by);
     }
-    if (threadIdx.x % 32 == 0) { low_of[threadIdx.x / 32] = low; high_of[threadIdx.x / 32] = high; }
-    atomicAdd(&tally[0], zeros); atomicAdd(&tally[1], nans); atomicAdd(&tally[2], infinities);
+    if (threadIdx.x % 32 == 0) {
+        low_of[threadIdx.x / 32] = low; high_of[threadIdx.x / 32] = high;
+        for (int i = 0; i < 3; ++i) atomicAdd(&tally[i], own[i]);
+    }
     __syncthreads();
     if (threadIdx.x) return;
     for (int w = 1; w < (int)blockDim.x / 32; ++w) {
@@ -75,48 +85,67 @@ extern "C" __global__ void scan(const unsigned long long* tensors, const long lo
 
 # %% ../../nbs/statistics/03_gpu.ipynb #7f8c6ba8
 COUNT_CU = r"""
-extern "C" __global__ void count(const unsigned long long* tensors, const long long* sizes,
-                                 const float* scales, unsigned long long* bins) {
+extern "C" __global__ __launch_bounds__(512) void count(
+        const unsigned long long* tensors, const long long* sizes, const int* blocks,
+        const float* scales, unsigned long long* bins) {
     __shared__ unsigned int counters[2 * SIDE];
+    if ((int)blockIdx.x >= blocks[blockIdx.y]) return;
     for (int i = threadIdx.x; i < 2 * SIDE; i += blockDim.x) counters[i] = 0;
     __syncthreads();
     float scale = scales[blockIdx.y];
-    each((const float*)tensors[blockIdx.y], sizes[blockIdx.y], [&](float v) {
-        if (!finite(v)) return;
+    each((const float*)tensors[blockIdx.y], sizes[blockIdx.y], blocks[blockIdx.y], [&](float v) {
+        if (v == 0 || !finite(v)) return;
         int place = (int)floorf(v * scale);
         if (place == 0 && v < 0) place = -1;
         atomicAdd(&counters[place + SIDE], 1u);
     });
     __syncthreads();
+    unsigned long long* total = bins + (long long)blockIdx.y * 2 * SIDE;
     for (int i = threadIdx.x; i < 2 * SIDE; i += blockDim.x)
-        if (counters[i]) atomicAdd(&bins[(long long)blockIdx.y * 2 * SIDE + i], (unsigned long long)counters[i]);
+        if (counters[i]) atomicAdd(&total[i], (unsigned long long)counters[i]);
 }
 """
 
 # %% ../../nbs/statistics/03_gpu.ipynb #6f296a11
 ERROR_CU = r"""
-extern "C" __global__ void measure(const float* f, const float* q, long long n, double* sums) {
+extern "C" __global__ __launch_bounds__(256) void measure(
+        const unsigned long long* fs, const unsigned long long* qs, const long long* sizes,
+        const int* blocks, double* sums) {
     __shared__ double parts[4][256];
-    double own[4] = {0, 0, 0, 0};
-    long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    for (long long i = thread; i < n; i += (long long)gridDim.x * blockDim.x) {
-        double a = f[i], b = q[i];
-        own[0] += a * a; own[1] += b * b; own[2] += a * b; own[3] += (a - b) * (a - b);
+    if ((int)blockIdx.x >= blocks[blockIdx.y]) return;
+    const float *f = (const float*)fs[blockIdx.y], *q = (const float*)qs[blockIdx.y];
+    long long n = sizes[blockIdx.y], step = 4ll * blocks[blockIdx.y] * 256;
+    bool wide = (fs[blockIdx.y] | qs[blockIdx.y]) % 16 == 0;
+    double ff = 0, qq = 0, fq = 0, noise = 0;
+    auto add = [&](double a, double b) {
+        double e = a - b;
+        ff += a * a; qq += b * b; fq += a * b; noise += e * e;
+    };
+    for (long long i = 4ll * (blockIdx.x * 256 + threadIdx.x); i < n; i += step) {
+        if (wide && i + 4 <= n) {
+            float4 a = *(const float4*)(f + i), b = *(const float4*)(q + i);
+            add(a.x, b.x); add(a.y, b.y); add(a.z, b.z); add(a.w, b.w);
+        } else for (long long j = i; j < i + 4 && j < n; ++j) add(f[j], q[j]);
     }
+    double own[4] = {ff, qq, fq, noise};
     for (int j = 0; j < 4; ++j) parts[j][threadIdx.x] = own[j];
     __syncthreads();
-    for (int by = blockDim.x / 2; by; by /= 2) {
+    for (int by = 128; by; by /= 2) {
         if ((int)threadIdx.x < by)
             for (int j = 0; j < 4; ++j) parts[j][threadIdx.x] += parts[j][threadIdx.x + by];
         __syncthreads();
     }
-    if (threadIdx.x < 4) sums[4 * blockIdx.x + threadIdx.x] = parts[threadIdx.x][0];
+    long long place = (long long)blockIdx.y * gridDim.x + blockIdx.x;
+    if (threadIdx.x < 4) sums[4 * place + threadIdx.x] = parts[threadIdx.x][0];
 }
 """
 
 SOURCE_CU = EACH_CU + SCAN_CU + COUNT_CU + ERROR_CU
 
 # %% ../../nbs/statistics/03_gpu.ipynb #c87578de
+ON_HOST = 1  # DLPack's number for ordinary memory
+
+
 @dataclass(frozen=True)
 class Device:
     "Where kernels run: a compiler of CUDA source, and the array module of its memory."
@@ -124,13 +153,16 @@ class Device:
     name: str
     compile: Callable[[str], Any]  # source -> module with get_function(name)
     arrays: Any  # numpy or cupy
-    blocks: int  # for one tensor
+    blocks: int  # for a batch of tensors, about
+    threads: int = 512  # of a block; a multiple of 32
+    least: int = 1 << 14  # values for which one more block is worth starting
 
     def take(self, x) -> Any:
-        "An array of this device: what lies here already is not copied; NumPy, CuPy and DLPack are understood."
+        "A flat float32 array of this device, from NumPy, CuPy or DLPack; not copied if it lies here."
         if not isinstance(x, (np.ndarray, self.arrays.ndarray)) and hasattr(x, "__dlpack__"):
-            x = self.arrays.from_dlpack(x)
-        return self.arrays.ascontiguousarray(x, dtype=np.float32).reshape(-1)
+            on_host = x.__dlpack_device__()[0] == ON_HOST
+            x = (np if on_host else self.arrays).from_dlpack(x)
+        return self.arrays.asarray(x, dtype=np.float32, order="C").reshape(-1)
 
     def address(self, x) -> int:
         "Where an array begins."
@@ -140,7 +172,11 @@ class Device:
         "The array as NumPy."
         return x if self.arrays is np else self.arrays.asnumpy(x)
 
+    def kernel(self, name: str) -> Callable:
+        "One of the kernels above."
+        return self.compile(SOURCE_CU).get_function(name)
 
+# %% ../../nbs/statistics/03_gpu.ipynb #8ab25c38
 def gpu() -> Device:
     "The first CUDA GPU, through CuPy; an InputError says what is missing."
     try:
@@ -149,10 +185,11 @@ def gpu() -> Device:
         raise InputError("no CuPy: the GPU needs it; install ptqlit[gpu].") from None
     try:
         multiprocessors = cupy.cuda.Device().attributes["MultiProcessorCount"]
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+        options = ("--std=c++17", "--fmad=false")
+        compiled = functools.cache(lambda code: cupy.RawModule(code=code, options=options))
+        compiled(SOURCE_CU).get_function("scan")  # compiles, if there is a compiler
+    except (RuntimeError, OSError) as error:  # no driver, no GPU, no compiler
         raise InputError(f"no GPU that CuPy can use: {error}.") from None
-    options = ("--std=c++17", "--fmad=false")
-    compiled = functools.cache(lambda code: cupy.RawModule(code=code, options=options))
     return Device("gpu", compiled, cupy, 4 * multiprocessors)
 
 
@@ -168,39 +205,139 @@ def counter(word: str) -> Callable[[list], list[Counts]] | None:
         raise
 
 # %% ../../nbs/statistics/03_gpu.ipynb #ab2ba099
-THREADS = 256  # of a block
+@dataclass(frozen=True)
+class Batch:
+    "Flat arrays of one device, and what a launch has to know about them."
+
+    flat: list  # kept, so that nobody frees them during the launch
+    addresses: Any
+    sizes: Any
+    blocks: Any  # for each array
+    grid: tuple[int, int]
+
+
+def to_batch(tensors: list, device: Device) -> Batch:
+    "Lay out arrays for one launch, with blocks in proportion to their sizes."
+    flat = [device.take(x) for x in tensors]
+    sizes = np.array([x.size for x in flat], np.int64)
+    share = max(device.least, -(-int(sizes.sum()) // device.blocks))
+    blocks = np.maximum(-(-sizes // share), 1).astype(np.int32)
+    addresses = np.array([device.address(x) for x in flat], np.uint64)
+    arrays = map(device.arrays.asarray, (addresses, sizes, blocks))
+    return Batch(flat, *arrays, (int(blocks.max()), len(flat)))
+
+# %% ../../nbs/statistics/03_gpu.ipynb #8bea8ffc
+def scan(batch: Batch, device: Device) -> tuple[Any, Any, Any]:
+    "Each block's smallest and largest finite value, and its numbers of zeros, NaN and infinities."
+    xp, shape = device.arrays, batch.grid[::-1]
+    lows, highs = xp.full(shape, np.inf, np.float32), xp.full(shape, -np.inf, np.float32)
+    tallies = xp.zeros((*shape, 3), np.uint32)
+    arguments = (batch.addresses, batch.sizes, batch.blocks, lows, highs, tallies)
+    device.kernel("scan")(batch.grid, (device.threads,), arguments)
+    return lows, highs, tallies
+
+
+def count_bins(batch: Batch, ks: list[int], device: Device) -> Any:
+    "The bins of every array, uint64 (arrays, 8192), without the zeros."
+    xp = device.arrays
+    scales = xp.asarray(np.array([2.0 ** (BITS - k) for k in ks], np.float32))
+    bins = xp.zeros((len(ks), 2 * SIDE), np.uint64)
+    arguments = (batch.addresses, batch.sizes, batch.blocks, scales, bins)
+    device.kernel("count")(batch.grid, (device.threads,), arguments)
+    return bins
 
 
 def count_batch(tensors: list, device: Device) -> list[Counts]:
     "Counts of several float32 arrays, equal to `count_numpy` of each."
     if not tensors:
         return []
-    module, flat = device.compile(SOURCE_CU), [device.take(x) for x in tensors]
-    xp, grid = device.arrays, (device.blocks, len(flat))
-    addresses = xp.asarray([device.address(x) for x in flat], dtype=np.uint64)
-    sizes = xp.asarray([x.size for x in flat], dtype=np.int64)
-    lows, highs = (xp.empty(grid[::-1], np.float32) for _ in range(2))
-    tallies = xp.empty((*grid[::-1], 3), np.uint32)
-    module.get_function("scan")(grid, (THREADS,), (addresses, sizes, lows, highs, tallies))
-    lo, hi = device.host(lows).min(1), device.host(highs).max(1)
-    ks = [
-        needed_k(max(-float(low), float(high), 0.0)) if low <= high else needed_k(0)
-        for low, high in zip(lo, hi)
-    ]
-    scales = xp.asarray([2.0 ** (BITS - k) for k in ks], dtype=np.float32)
-    bins = xp.zeros((len(flat), 2 * SIDE), np.uint64)
-    module.get_function("count")(grid, (THREADS,), (addresses, sizes, scales, bins))
-    sums = device.host(tallies).astype(np.int64).sum(1)
+    batch = to_batch(tensors, device)
+    lows, highs, tallies = map(device.host, scan(batch, device))
+    lo, hi = map(np.ndarray.tolist, (lows.min(1), highs.max(1)))
+    ks = [needed_k(max(-low, high, 0.0)) for low, high in zip(lo, hi)]  # -inf: nothing finite
+    bins = device.host(count_bins(batch, ks, device)).astype(np.int64)
+    sums = tallies.sum(1, dtype=np.int64)
+    bins[:, SIDE] += sums[:, 0]
     return [
-        Counts(k, row.astype(np.int64), float(low), float(high), *map(int, tally))
-        for k, row, low, high, tally in zip(ks, device.host(bins), lo, hi, sums)
+        Counts(k, row, low, high, *map(int, tally))
+        for k, row, low, high, tally in zip(ks, bins, lo, hi, sums)
     ]
 
 # %% ../../nbs/statistics/03_gpu.ipynb #570e3f2d
-def error_sums(reference, other, device: Device) -> tuple[float, float, float, float]:
-    "Sums of f*f, q*q, f*q and (f-q)*(f-q) over two arrays of one shape."
-    f, q = device.take(reference), device.take(other)
-    sums = device.arrays.zeros((device.blocks, 4), np.float64)
-    kernel = device.compile(SOURCE_CU).get_function("measure")
-    kernel((device.blocks,), (THREADS,), (f, q, np.int64(f.size), sums))
-    return tuple(float(s) for s in device.host(sums).sum(0))
+LANES = 256  # of a block of `measure`
+
+
+@dataclass(frozen=True)
+class ErrorSums:
+    "Sums over the values of a pair of arrays, f the reference and q the other."
+
+    signal: float  # f * f
+    other: float  # q * q
+    product: float  # f * q
+    noise: float  # (f - q) * (f - q)
+
+    @property
+    def sqnr(self) -> float:
+        "Signal to quantization noise ratio in dB, as `arithmetic.measure` has it."
+        if self.noise == 0:
+            return float("inf")
+        return 10 * float(np.log10(self.signal / self.noise)) if self.signal else float("-inf")
+
+    @property
+    def cosine(self) -> float:
+        "Cosine similarity, -1..1, as `arithmetic.measure` has it."
+        size = float(np.sqrt(self.signal) * np.sqrt(self.other))
+        return float(np.clip(self.product / size, -1, 1)) if size else float(self.noise == 0)
+
+
+def error_blocks(sizes: np.ndarray) -> np.ndarray:
+    "Blocks for each pair: they follow from its size alone, for they decide the order of the sums."
+    return np.clip(-(-sizes // (32 * LANES)), 1, 1024).astype(np.int32)
+
+
+def summed(parts: np.ndarray) -> ErrorSums:
+    "Add the blocks' sums, (blocks, 4), from the first to the last."
+    return ErrorSums(*map(float, np.add.accumulate(parts)[-1]))
+
+# %% ../../nbs/statistics/03_gpu.ipynb #d49e6a61
+def error_sums_numpy(reference: np.ndarray, other: np.ndarray) -> ErrorSums:
+    "The sums over one pair of float32 arrays, in the order in which the kernel adds."
+    f, q = (np.asarray(x, np.float32).ravel() for x in (reference, other))
+    blocks = int(error_blocks(np.array([f.size]))[0])
+    rounds = -(-f.size // (4 * LANES * blocks))
+    room = np.zeros((2, rounds * 4 * LANES * blocks))  # float64; zeros add nothing
+    room[:, : f.size] = f, q
+    a, b = room.reshape(2, rounds, blocks, LANES, 4)
+    terms = np.stack([a * a, b * b, a * b, (a - b) ** 2])  # (4, rounds, blocks, lanes, 4)
+    own = np.zeros((4, blocks, LANES))
+    for step in range(rounds):
+        for place in range(4):
+            own += terms[:, step, :, :, place]
+    while own.shape[-1] > 1:
+        half = own.shape[-1] // 2
+        own = own[..., :half] + own[..., half:]
+    return summed(own[..., 0].T)
+
+# %% ../../nbs/statistics/03_gpu.ipynb #32e8d462
+def error_sums(references: list, others: list, device: Device) -> list[ErrorSums]:
+    "The sums of every pair, in one launch; equal to `error_sums_numpy` in every bit."
+    if not references:
+        return []
+    pairs = [[device.take(x) for x in arrays] for arrays in (references, others)]
+    sizes = np.array([f.size for f in pairs[0]], np.int64)
+    blocks = error_blocks(sizes)
+    sums = launch_errors(pairs, sizes, blocks, device)
+    return [summed(rows[:n]) for rows, n in zip(device.host(sums), blocks)]
+
+
+def launch_errors(pairs: list[list], sizes: np.ndarray, blocks: np.ndarray, device: Device) -> Any:
+    "Launch `measure` over flat arrays of the device; float64 (pairs, blocks, 4)."
+    for f, q in zip(*pairs):
+        if f.size != q.size:
+            raise ValueError(f"arrays of {f.size} and {q.size} values; expected pairs of one size")
+    xp, grid = device.arrays, (int(blocks.max()), len(sizes))
+    sums = xp.zeros((*grid[::-1], 4), np.float64)
+    addresses = [np.array([device.address(x) for x in arrays], np.uint64) for arrays in pairs]
+    arguments = map(xp.asarray, (*addresses, sizes, blocks))
+    device.kernel("measure")(grid, (LANES,), (*arguments, sums))
+    return sums

@@ -5,21 +5,29 @@
 # %% ../../nbs/storage/05_write.ipynb #d5d54f0e
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
+import math
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor
 
 from ..errors import FILE_FAILED, InputError
 from ..model.plan import write_whole
+from ..model.runtime import is_large, save_split
 from .weights import METADATA
 
 # %% auto #0
 __all__ = ['Makers', 'constants_of', 'axis_of', 'check_axis', 'check_linear', 'check_bias', 'check_step', 'node_fault',
-           'validate', 'serialize', 'output_path', 'write_model']
+           'validate', 'with_versions', 'serialize', 'output_path', 'write_model', 'data_name', 'check_split',
+           'write_split']
 
 # %% ../../nbs/storage/05_write.ipynb #c3367cd6
 def constants_of(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -109,14 +117,19 @@ def validate(proto: onnx.ModelProto) -> None:
             raise InputError(f"{name}: the file would be wrong: {wrong}.", FILE_FAILED)
 
 # %% ../../nbs/storage/05_write.ipynb #abfda572
-def serialize(model: ir.Model) -> bytes:
-    "The bytes of a model: validated, with plain versions, equal for equal models; InputError (FILE_FAILED)."
+def with_versions(model: ir.Model) -> ir.Model:
+    "The model, with the producer's name and the lowest file format that its opsets allow."
     from ptqlit import __version__
 
-    proto = ir.to_proto(model)
-    opsets = list(proto.opset_import)
-    proto.ir_version = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
-    proto.producer_name, proto.producer_version = "ptqlit", __version__
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+    model.ir_version = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+    model.producer_name, model.producer_version = "ptqlit", __version__
+    return model
+
+
+def serialize(model: ir.Model) -> bytes:
+    "The bytes of a model: validated, with plain versions, equal for equal models; InputError (FILE_FAILED)."
+    proto = ir.to_proto(with_versions(model))
     validate(proto)
     try:
         onnx.checker.check_model(proto)
@@ -135,4 +148,46 @@ def output_path(name: str | Path) -> Path:
 
 def write_model(model: ir.Model, path: str | Path) -> Path:
     "Write a quantized model, whole or not at all; returns where it stands."
-    return write_whole(output_path(path), serialize(model))
+    path = output_path(path)
+    return write_split(model, path) if is_large(model) else write_whole(path, serialize(model))
+
+# %% ../../nbs/storage/05_write.ipynb #5a16d9bf
+def data_name(model: ir.Model, path: Path) -> str:
+    "The name of the file for a model's tensors: that of the model, and a hash of all tensors."
+    digest = hashlib.sha256()
+    for name, value in sorted(model.graph.initializers.items()):
+        digest.update(f"{name} {value.dtype} {value.shape} ".encode())
+        digest.update(np.ascontiguousarray(value.const_value.numpy()).data)
+    return f"{path.name}.{digest.hexdigest()[:12]}.data"
+
+
+def check_split(path: Path) -> None:
+    "Validate a model in two files; InputError (FILE_FAILED) for a wrong one."
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        outside = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if outside and max(tensor.dims) == math.prod(tensor.dims):  # a vector: scales, maybe
+            load_external_data_for_tensor(tensor, str(path.parent))
+    validate(proto)
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"the model cannot be written: {error}.", FILE_FAILED) from None
+
+
+def write_split(model: ir.Model, path: Path) -> Path:
+    "Write a model whose tensors stand in a file beside it; both whole, or neither."
+    data = data_name(model, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            made = save_split(with_versions(model), Path(folder) / path.name, data)
+            check_split(made)
+            os.replace(Path(folder) / data, path.with_name(data))
+            os.replace(made, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the file: {error.strerror}.", FILE_FAILED) from None
+    for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
+        if old.name != data:
+            old.unlink()
+    return path
