@@ -22,7 +22,7 @@ __all__ = ['app', 'ADVICE', 'REFUSED', 'Fmk', 'ModelFile', 'OutputFile', 'Config
            'InputType', 'OutputType', 'Fp16', 'Optimize', 'Infer', 'StatisticsFile', 'Cluster', 'Calibrate', 'Memory',
            'Verbose', 'TYPES', 'LEVELS', 'FlagError', 'about', 'check_framework', 'refuse_flags', 'option', 'one_of',
            'to_bytes', 'to_type', 'to_flags', 'size_of', 'report', 'convert_command', 'apply_command', 'set_level',
-           'nodes_command', 'config_command', 'fail', 'run', 'main', 'converter_lite']
+           'nodes_command', 'inspect_command', 'config_command', 'fail', 'run', 'main', 'converter_lite']
 
 # %% ../nbs/92_cli.ipynb #90453f42
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -245,6 +245,18 @@ def nodes_command(
         typer.echo(f"{node.name:{width}}  {node.op_type}")
         for name in (name for name, home in graph.absorbed.items() if home == node.name):
             typer.echo(f"{name:{width}}  part of {node.name}")
+
+
+@app.command("inspect")
+def inspect_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.")],
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
+) -> None:
+    "List bits, form, size and entropy of each tensor of a file, and how much smaller it became."
+    from ptqlit.reports.inspect import inspect_model
+
+    found = inspect_model(model)
+    typer.echo(found.csv().rstrip("\n") if as_csv else str(found))
 
 
 @app.command("config")

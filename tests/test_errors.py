@@ -302,10 +302,15 @@ CONFIGS = {  # name: change, status, words of the message
         ["c.cfg:15", "full_quant_param", "]"],
     ),
     "too many lines": (lambda text: text + "per_channel=true\n" * 10_000, FILE, ["c.cfg", "10000"]),
-    "weight mode is not there yet": (
-        edit("FULL_QUANT", "WEIGHT_QUANT"),
+    "dynamic mode is not there yet": (
+        edit("FULL_QUANT", "DYNAMIC_QUANT"),
         GIVEN,
-        ["c.cfg:2", "WEIGHT_QUANT", "not supported yet"],
+        ["c.cfg:2", "DYNAMIC_QUANT", "not supported yet"],
+    ),
+    "mixed bits are not there yet": (
+        lambda text: edit("bit_num=8", "bit_num=0")(edit("FULL_QUANT", "WEIGHT_QUANT")(text)),
+        GIVEN,
+        ["c.cfg:3", "bit_num=0", "not supported yet"],
     ),
     "pictures read as raw buffers": (edit("=IMAGE", "=BIN"), FILE, ["bytes for x", "1728"]),
     "NVGPU is not there yet": (
