@@ -46,9 +46,10 @@ COLUMNS = (
 )
 
 
-def weight_config(bits: int, correction: bool) -> Config:
-    """All weights in a width, as the reference chooses them."""
+def weight_config(bits: int, correction: bool, left: tuple[str, ...] = ()) -> Config:
+    """Weights in a width, as the reference chooses them; the nodes `left` keep theirs."""
     text = f"[common_quant_param]\nquant_type=WEIGHT_QUANT\nbit_num={bits}\n"
+    text += f"skip_quant_node={','.join(left)}\n" if left else ""
     return Config.from_text(
         f"{text}[weight_quant_param]\nbias_correction={str(correction).lower()}\n"
     )
@@ -65,13 +66,14 @@ def load_time(path: Path) -> float:
 
 
 def written(case: Case, model: Path, widths: list[int], folder: Path) -> dict[str, Path]:
-    """The files of all widths, with and without correction, and the float model."""
+    """The float model, and files of all widths with and without correction, of the same weights."""
     files = {"float": model}
     for bits in widths:
-        for word, correction in (("", True), (" plain", False)):
-            name = f"{bits}{word}"
-            target = folder / f"{case.model}_{name.replace(' ', '_')}"
-            files[name] = convert(model, weight_config(bits, correction), target).path
+        target = folder / f"{case.model}_{bits}"
+        made = convert(model, weight_config(bits, True), target)
+        left = tuple(node.name for node in made.table.left)
+        plain = convert(model, weight_config(bits, False, left), f"{target}_plain")
+        files |= {str(bits): made.path, f"{bits} plain": plain.path}
     return files
 
 

@@ -46,12 +46,12 @@ class Parts:
 
     def behind(self, name: str) -> tuple[list[str], list[onnx.NodeProto]]:
         "The constants and nodes (in computing order) that a tensor is made of."
-        wanted, found, nodes = {name}, [], []
+        wanted, nodes = {name}, []
         for node in reversed(self.proto.graph.node):
             if wanted & set(node.output):
                 nodes.append(node)
                 wanted |= set(node.input)
-        found = [constant for constant in self.constants if constant in wanted]
+        found = [each for each in self.constants if each in wanted]
         return found, nodes[::-1]
 
 
@@ -158,7 +158,7 @@ def stored_row(parts: Parts, name: str, said: dict, codes: str, numbers, on_the_
     facts = (told["bits"], told["form"], stored, beside, bits_needed(values), names)
     return StoredRow(name, values.size, *facts)
 
-
+# %% ../../nbs/reports/06_inspect.ipynb #896f0c6d
 def tensor_rows(parts: Parts) -> Iterable[StoredRow]:
     "The tensors with codes: those that the metadata name, and all other constants behind a DequantizeLinear."
     entries = {entry.key: entry.value for entry in parts.proto.metadata_props}
