@@ -22,7 +22,8 @@ __all__ = ['app', 'ADVICE', 'REFUSED', 'Fmk', 'ModelFile', 'OutputFile', 'Config
            'InputType', 'OutputType', 'Fp16', 'Optimize', 'Infer', 'StatisticsFile', 'Cluster', 'Calibrate', 'Memory',
            'Verbose', 'TYPES', 'LEVELS', 'FlagError', 'about', 'check_framework', 'refuse_flags', 'option', 'one_of',
            'to_bytes', 'to_type', 'to_flags', 'size_of', 'report', 'convert_command', 'apply_command', 'set_level',
-           'nodes_command', 'inspect_command', 'config_command', 'fail', 'run', 'main', 'converter_lite']
+           'nodes_command', 'tune_command', 'to_goal', 'inspect_command', 'config_command', 'fail', 'run', 'main',
+           'converter_lite']
 
 # %% ../nbs/92_cli.ipynb #90453f42
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -247,16 +248,71 @@ def nodes_command(
             typer.echo(f"{name:{width}}  part of {node.name}")
 
 
+@app.command("tune")
+def tune_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Float ONNX model.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Where to start from.")],
+    output: Annotated[
+        Optional[Path],
+        option("--output", "The finished file; CONFIG_tuned.cfg if not given.", "FILE"),
+    ] = None,
+    cosine: Annotated[
+        Optional[float], option("--target-cosine", "Of the outputs with the float ones.", "0..1")
+    ] = None,
+    agreement: Annotated[
+        Optional[float], option("--target-agreement", "Share of equal answers.", "0..1")
+    ] = None,
+    top1: Annotated[
+        Optional[float], option("--target-top1", "Share of right ones.", "0..1")
+    ] = None,
+    labels: Annotated[
+        Optional[Path], option("--labels", "Lines `sample,number`, for --target-top1.", "FILE")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    "Find the configuration that reaches a target with the most integer work."
+    set_level(verbose)
+    from ptqlit.model.plan import write_whole
+    from ptqlit.tune import tune
+
+    goal = to_goal(cosine, agreement, top1)
+    found = tune(model, config, goal, labels, progress=True)
+    typer.echo(str(found))
+    target = output or config.with_name(f"{config.stem}_tuned.cfg")
+    typer.echo(f"written: {write_whole(target, found.text.encode())}")
+
+
+def to_goal(cosine: float | None, agreement: float | None, top1: float | None):
+    "The one target that was given; InputError for none, two, or one outside 0..1."
+    from ptqlit.tune import Goal
+
+    given = {"cosine": cosine, "agreement": agreement, "top1": top1}
+    wanted = {kind: value for kind, value in given.items() if value is not None}
+    if len(wanted) != 1:
+        raise InputError(
+            "tune: expected one of --target-cosine, --target-agreement, --target-top1."
+        )
+    kind, value = wanted.popitem()
+    if not 0 < value <= 1:
+        raise InputError(f"--target-{kind}={value:g}: expected more than 0 and at most 1.")
+    return Goal(kind, value)
+
+
 @app.command("inspect")
 def inspect_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.")],
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX model.")],
+    table: Annotated[
+        Optional[Path], option("--csv", "Write the table here, as CSV.", "FILE")
+    ] = None,
 ) -> None:
-    "List bits, form, size and entropy of each tensor of a file, and how much smaller it became."
+    "List the bits, form, size and entropy of every stored tensor."
+    from ptqlit.model.plan import write_whole
     from ptqlit.reports.inspect import inspect_model
 
     found = inspect_model(model)
-    typer.echo(found.csv().rstrip("\n") if as_csv else str(found))
+    typer.echo(str(found))
+    if table is not None:
+        write_whole(table, found.csv().encode())
 
 
 @app.command("config")

@@ -5,10 +5,12 @@
 # %% ../nbs/90_pipeline.ipynb #31cc57fd
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +28,15 @@ from .calibrators.removal_outlier import removal_outlier
 from .config.file import Config, flag_warnings, requirements
 from .errors import FILE_FAILED, OPERATOR_FAILED, PATH_FAILED, InputError
 from .model.graph import Graph, find_nodes, prepare
-from .model.plan import EndPlan, Plan, load_plan, save_plan, write_whole
+from .model.plan import EndPlan, FactorPlan, Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
+from .quantizers.equalization import equalize
+from .quantizers.dynamic import dynamic_plan
 from .quantizers.full import full_plan
+from .quantizers.mixed_bit import auto_tune, mixed_plan, stand_in
 from .quantizers.weight import WeightOptions, weight_plan
+from .reports.folder import write_reports
 from .reports.inspect import StoredTable, stored_table
 from .reports.verify import VerifyTable, verify
 from .samples.bin import bin_samples
@@ -43,20 +49,23 @@ from ptqlit.samples.stream import (
     files_of,
     fix_shapes,
     parse_shapes,
+    rereadable,
 )
 from .statistics.cluster import observe_cluster
 from .statistics.gpu import counter
 from .statistics.keep import load_statistics, save_statistics, statistics_key
 from .statistics.observe import Statistics, check_inputs, observe, odd_tensors
-from .storage.apply import apply_plan
+from .storage.apply import apply_plan, scale_channels
 from .storage.write import output_path, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'QUANTIZERS', 'Conversion', 'as_config', 'Flags', 'Job', 'refuse_unready',
-           'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes', 'make_plan', 'end_plan',
-           'wanted_ends', 'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed',
-           'workspace_of', 'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish',
-           'weight_options', 'counting_flags', 'quantize_weights', 'quantize_full', 'convert', 'apply']
+__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'Factors', 'SAMPLE_FLAGS', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config',
+           'Flags', 'Job', 'refuse_unready', 'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes',
+           'make_plan', 'end_plan', 'wanted_ends', 'factors_of', 'factors_key', 'refuse_unused', 'make_dynamic_plan',
+           'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed', 'workspace_of',
+           'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish', 'weight_options',
+           'tuning_samples', 'tuned_scale', 'unread_samples', 'quantize_weights', 'quantize_full', 'quantize_dynamic',
+           'report_samples', 'report', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -109,6 +118,7 @@ class Job:
     samples: Iterable[Sample] | None  # the caller's own, or those of the configuration
     backend: Backend | None  # the caller's own table of rules
     progress: bool
+    ends: tuple[EndPlan, ...]  # inputs and outputs of another type
 
 
 def refuse_unready(config: Config, own_samples: bool) -> None:
@@ -120,10 +130,12 @@ def refuse_unready(config: Config, own_samples: bool) -> None:
         raise InputError(problems[0])
 
 # %% ../nbs/90_pipeline.ipynb #1adb2a4f
-def progress_bar(total: int | None, progress: bool) -> tqdm:
+def progress_bar(
+    total: int | None, progress: bool, what: str = "calibrating", unit: str = "sample"
+) -> tqdm:
     "A bar that shows itself on a terminal only."
     hidden = None if progress else True
-    return tqdm(total=total, desc="calibrating", unit="sample", disable=hidden, leave=False)
+    return tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False)
 
 
 def calibrate(
@@ -175,12 +187,12 @@ def make_plan(
     skipped, asked = skipped_nodes(graph, config), {end.tensor for end in ends if end.tensor}
     method = config.full.activation_quant_method
     calibrator = partial(find_calibrator(method), options=Options(config.full.percentile))
-    chosen = (method, calibrator, skipped, str(config), asked)
+    per_channel = config.full.per_channel
+    chosen = (method, calibrator, skipped, str(config), per_channel, asked)
     plan = full_plan(graph, statistics, backend, *chosen)
-    plan = correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
-    return replace(plan, ends=ends)
+    return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
 
-# %% ../nbs/90_pipeline.ipynb #d353d9ea
+# %% ../nbs/90_pipeline.ipynb #9ab10987
 CODES = ("UINT8", "INT8")
 
 
@@ -209,8 +221,46 @@ def wanted_ends(graph: Graph, config: Config, flags: Flags) -> tuple[EndPlan, ..
             found += [end_plan(v, wanted, flag, config) for v in dict.fromkeys(values)]
     return tuple(filter(None, found))
 
+# %% ../nbs/90_pipeline.ipynb #8f317dc7
+Factors = tuple[FactorPlan, ...]
+
+
+def factors_of(graph: Graph, config: Config, backend: Backend) -> tuple[Factors, tuple[str, ...]]:
+    "Factors that make channels alike where a weight gets one scale, and notes; none for a scale a channel."
+    wanted = not config.full.per_channel and backend.equalize
+    return equalize(graph) if wanted else ((), ())
+
+
+def factors_key(factors: Factors) -> str:
+    "What the key of statistics says about factors; empty for none."
+    digest = hashlib.sha256()
+    for plan in factors:
+        for part in (plan.outputs, plan.inputs):
+            digest.update(f"{plan.node} {0 if part is None else part.size} ".encode())
+            digest.update(b"" if part is None else part.tobytes())
+    return digest.hexdigest() if factors else ""
+
+# %% ../nbs/90_pipeline.ipynb #884b6a17
+SAMPLE_FLAGS = {  # flags that say how to calibrate -> their defaults
+    "statistics_file": "", "cluster": "", "calibrate_device": "cpu", "memory": None,
+}  # fmt: skip
+
+
+def refuse_unused(mode: str, given: dict[str, object], flags: Flags) -> None:
+    "Raise for arguments, or flags about samples, that a kind of quantization does not look at."
+    names = [name for name, value in given.items() if value is not None]
+    names += [name for name, usual in SAMPLE_FLAGS.items() if getattr(flags, name) != usual]
+    if names:
+        raise InputError(f"{names[0]}: no meaning with quant_type={mode}: expected none.")
+
+
+def make_dynamic_plan(graph: Graph, config: Config) -> Plan:
+    "Every decision of a dynamic quantization."
+    skipped = skipped_nodes(graph, config)
+    return dynamic_plan(graph, config.dynamic.quant_strategy, skipped, str(config))
+
 # %% ../nbs/90_pipeline.ipynb #a0289de6
-def key_of(graph: Graph, config: Config, flags: Flags) -> str:
+def key_of(graph: Graph, config: Config, flags: Flags, factors: Factors = ()) -> str:
     "The key of the statistics that a configuration leads to."
     data = config.data
     steps = {
@@ -218,13 +268,16 @@ def key_of(graph: Graph, config: Config, flags: Flags) -> str:
     }
     prepared = repr((sorted(steps.items()), flags.input_shape, flags.input_data_format))
     prepared += "" if graph.merged else " unmerged"
+    prepared += factors_key(factors)
     return statistics_key(graph, files_of(config, graph), prepared)
 
 
-def statistics_of(model, graph: Graph, config: Config, flags: Flags, progress: bool) -> Statistics:
-    "The statistics of the configured samples: kept ones if they are still true, else new ones."
+def statistics_of(
+    model, graph: Graph, config: Config, flags: Flags, progress: bool, factors: Factors = ()
+) -> Statistics:
+    "The statistics of the configured samples, of a graph with `factors`: kept ones if still true, else new ones."
     samples = samples_of(config, graph, flags)
-    key = key_of(graph, config, flags) if flags.statistics_file else ""
+    key = key_of(graph, config, flags, factors) if flags.statistics_file else ""
     kept = load_statistics(graph, flags.statistics_file, key) if key else None
     if kept is not None:
         log.info("%s: the statistics are still true; no sample is read.", flags.statistics_file)
@@ -232,8 +285,9 @@ def statistics_of(model, graph: Graph, config: Config, flags: Flags, progress: b
     if flags.cluster:
         with progress_bar(len(samples), progress) as bar:
             source = partial(samples_of, config, flags=flags)
-            where = (len(samples), flags.cluster, bar.update, graph.merged)
-            found = observe_cluster(model, source, *where)
+            change = partial(scale_channels, plans=factors) if factors else None
+            work = (model, source, len(samples), flags.cluster, bar.update)
+            found = observe_cluster(*work, change, graph.merged)
     else:
         found = calibrate(graph, samples, progress, flags)
     if key:
@@ -247,11 +301,11 @@ def special_ranges(plan: Plan) -> list[str]:
     return [f"{t.name}: {t.reason}" for t in chosen if t.reason != range_note(*t.range)]
 
 
-def messages(config: Config, plan: Plan, statistics: Statistics) -> list[str]:
-    "Everything that the user should hear."
+def messages(plan: Plan, statistics: Statistics) -> list[str]:
+    "Everything that the user should hear about a full quantization."
     nothing = [] if plan.count("integer") else ["nothing was quantized: every operator stays float"]
     found = [*special_ranges(plan), *odd_tensors(statistics), *nothing]
-    return [*config.warnings, *plan.notes, *found]
+    return [*plan.notes, *found]
 
 # %% ../nbs/90_pipeline.ipynb #108e8a1c
 def refuse_files(flags: Flags) -> None:
@@ -317,7 +371,7 @@ def try_once(model, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
             f"--infer: the quantized model does not run: {reason}", OPERATOR_FAILED
         ) from None
 
-# %% ../nbs/90_pipeline.ipynb #770036ce
+# %% ../nbs/90_pipeline.ipynb #7449fa25
 def look(path: Path, plan: Plan) -> VerifyTable | StoredTable:
     "The table that a conversion ends with."
     return stored_table(path, plan) if plan.mode == "WEIGHT_QUANT" else verify(path, plan)
@@ -331,7 +385,7 @@ def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Co
     path = write_model(model, target)
     return Conversion(path, plan, look(path, plan))
 
-# %% ../nbs/90_pipeline.ipynb #f5a4860e
+# %% ../nbs/90_pipeline.ipynb #4185cc94
 def weight_options(config: Config) -> WeightOptions:
     "What a configuration says about stored weights."
     common, weight = config.common, config.weight
@@ -346,45 +400,114 @@ def weight_options(config: Config) -> WeightOptions:
     )
 
 
-def counting_flags(flags: Flags) -> list[str]:
-    "The flags given that speak of calibration."
-    names = ("statistics_file", "cluster", "calibrate_device", "memory")
-    return [name for name in names if getattr(flags, name) != getattr(Flags(), name)]
+SOME = 16  # samples that auto_tune looks at
+
+
+def tuning_samples(job: Job) -> list[Sample]:
+    "What auto_tune runs the model on: real samples if there are any, else made-up ones."
+    config, graph, flags = job.config, job.graph, job.flags
+    if job.samples is not None:
+        return list(islice(iter(Checked(as_samples(job.samples), graph)), SOME))
+    if config.data.calibrate_path:
+        return list(islice(iter(samples_of(config, graph, flags)), SOME))
+    shapes, natural = parse_shapes(flags.input_shape), config.mixed_bit.use_cv_data
+    return [stand_in(graph, natural, shapes, seed) for seed in range(3)]
+
+
+def tuned_scale(
+    job: Job, options: WeightOptions, skipped: set[str]
+) -> tuple[float, tuple[str, ...]]:
+    "The init_scale of a configuration, or the one that auto_tune finds, with a line about it."
+    mixed = job.config.mixed_bit
+    if not mixed.auto_tune:
+        return mixed.init_scale, ()
+    most, samples = mixed.max_iterations, tuning_samples(job)
+    with progress_bar(most, job.progress, "tuning", "try") as bar:
+        found, line = auto_tune(job.graph, samples, options, most, skipped, bar.update)
+    return found, (line,)
+
+
+def unread_samples(job: Job) -> Iterable[Sample] | None:
+    "The caller's samples, if nobody reads them: the reports do."
+    return None if job.config.common.debug_info_save_path else job.samples
 
 
 def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
-    "The Plan of stored weights, and what the user should hear."
-    graph, config, flags = job.graph, job.config, job.flags
-    ends, skipped = wanted_ends(graph, config, flags), skipped_nodes(graph, config)
-    plan = weight_plan(graph, weight_options(config), skipped, str(config))
-    given = [name for name in ("samples", "backend") if getattr(job, name) is not None]
-    idle = [*given, *counting_flags(flags)]
-    heard = [f"{name}: not used with quant_type=WEIGHT_QUANT." for name in idle]
-    return replace(plan, ends=ends), [*config.warnings, *plan.notes, *heard]
+    "The Plan of stored weights, of a fixed number of bits or of mixed bits, and what the user should hear."
+    graph, config, tunes = job.graph, job.config, job.config.mixed_bit.auto_tune
+    options, skipped = weight_options(config), skipped_nodes(graph, config)
+    fixed = config.common.bit_num > 0
+    unread = unread_samples(job) if fixed or not tunes else None
+    refuse_unused("WEIGHT_QUANT", {"samples": unread, "backend": job.backend}, job.flags)
+    if fixed:
+        plan = weight_plan(graph, options, skipped, str(config))
+    else:
+        target, notes = tuned_scale(job, options, skipped)
+        plan = mixed_plan(graph, target, options, skipped, str(config), notes)
+    return plan, list(plan.notes)
 
 # %% ../nbs/90_pipeline.ipynb #b50678b3
 def quantize_full(job: Job) -> tuple[Plan, list[str]]:
     "The Plan of a full quantization, and what the user should hear."
-    graph, config, flags = job.graph, job.config, job.flags
-    ends = wanted_ends(graph, config, flags)
+    config, flags, backend = job.config, job.flags, job.backend
+    backend = backend or BACKENDS[config.full.target_device]
+    factors, notes = factors_of(job.graph, config, backend)
+    graph = scale_channels(job.graph, factors)
     if job.samples is None:
-        statistics = statistics_of(job.model, graph, config, flags, job.progress)
+        statistics = statistics_of(job.model, graph, config, flags, job.progress, factors)
     else:
         refuse_files(flags)
         checked = Checked(as_samples(job.samples), graph)
         statistics = calibrate(graph, checked, job.progress, flags)
     check_inputs(statistics, graph)
-    backend = job.backend or BACKENDS[config.full.target_device]
-    plan = make_plan(graph, config, statistics, backend, ends)
-    return plan, messages(config, plan, statistics)
+    plan = make_plan(graph, config, statistics, backend, job.ends)
+    plan = replace(plan, factors=factors, notes=plan.notes + notes)
+    return plan, messages(plan, statistics)
+
+
+def quantize_dynamic(job: Job) -> tuple[Plan, list[str]]:
+    "The Plan of a dynamic quantization, and what the user should hear."
+    given = {"samples": unread_samples(job), "backend": job.backend}
+    refuse_unused("DYNAMIC_QUANT", given, job.flags)
+    plan = make_dynamic_plan(job.graph, job.config)
+    return plan, list(plan.notes)
 
 
 QUANTIZERS: dict[str, Callable[[Job], tuple[Plan, list[str]]]] = {
-    "FULL_QUANT": quantize_full,
     "WEIGHT_QUANT": quantize_weights,
+    "FULL_QUANT": quantize_full,
+    "DYNAMIC_QUANT": quantize_dynamic,
 }
 
-# %% ../nbs/90_pipeline.ipynb #4a2762c3
+# %% ../nbs/90_pipeline.ipynb #66a49f78
+def report_samples(job: Job) -> Iterable[Sample]:
+    "What the reports are made of: the caller's samples, the configured ones, or a random one."
+    graph, shapes = job.graph, parse_shapes(job.flags.input_shape)
+    if job.samples is not None:
+        return Checked(as_samples(job.samples), graph)
+    if job.config.data.calibrate_path:
+        return samples_of(job.config, graph, job.flags)
+    session = open_session(graph.copy_model(), workspace=graph.workspace)
+    return [random_feed(session, graph, shapes)]
+
+
+def report(job: Job, plan: Plan, table: VerifyTable | StoredTable) -> None:
+    "Write the debug reports that the configuration asks for, if it does."
+    folder = job.config.common.debug_info_save_path
+    if not folder:
+        return
+    samples, model = report_samples(job), apply_plan(job.graph, replace(plan, ends=()))
+    total = getattr(samples, "__len__", lambda: None)()
+    with progress_bar(total, job.progress, "reports") as bar:
+        seen = table if isinstance(table, VerifyTable) else None
+        backend = job.backend or BACKENDS[job.config.full.target_device]
+        work = (job.graph, plan, model, samples, bar.update, seen, backend)
+        left = write_reports(folder, *work)
+    if left:
+        names = ", ".join(left)
+        log.warning("not in the reports, being neither float32, int32 nor int8: %s", names)
+
+# %% ../nbs/90_pipeline.ipynb #fb8286e3
 def convert(
     model: str | Path | onnx.ModelProto,  # float ONNX model
     config: Config | str | Path,  # or the path of a configuration file
@@ -400,19 +523,28 @@ def convert(
     config, target = as_config(config), output_path(output)
     refuse_mixed(flags)
     refuse_unready(config, samples is not None)
-    graph = prepare(model, flags.optimize != "none", workspace_of(config))
+    for line in (*config.warnings, *flag_warnings(config, flags.optimize)):
+        log.warning(line)
+    merge = flags.optimize != "none" and config.registry.disable_fusion != "on"
+    graph = prepare(model, merge, workspace_of(config))
     skipped_nodes(graph, config)
     keep_source(model, target)
-    for path in filter(None, (target, plan and Path(plan))):
+    reports = config.common.debug_info_save_path
+    if reports and samples is not None:
+        samples = rereadable(as_samples(samples))  # read for the ranges, and for the reports
+    first = reports and Path(reports, "round_0.csv")
+    for path in filter(None, (target, plan and Path(plan), first)):
         check_writable(path)
-    job = Job(model, graph, config, flags, samples, backend, progress)
+    ends = wanted_ends(graph, config, flags)
+    job = Job(model, graph, config, flags, samples, backend, progress, ends)
     decided, heard = QUANTIZERS[config.common.quant_type](job)
-    decided = replace(decided, float16=flags.fp16, prepared=graph.merged)
-    for line in (*flag_warnings(config, flags.optimize), *heard):
+    decided = replace(decided, ends=ends, float16=flags.fp16, prepared=graph.merged)
+    for line in heard:
         log.warning(line)
     conversion = finish(graph, decided, target, flags)
     if plan is not None:
         save_plan(decided, plan)
+    report(job, decided, conversion.table)
     return conversion
 
 # %% ../nbs/90_pipeline.ipynb #1773cb63

@@ -5,6 +5,7 @@ FUZZ=n in the environment sets the number of mutated files (20,000 without it).
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -85,6 +86,25 @@ def test_ascend_without_its_flag():
     config = Config.from_file(FOLDER / "ascend_static.cfg")
     assert ":21: [full_quant_param] target_device=ASCEND without" in flag_warnings(config)[0]
     assert flag_warnings(config, "ascend_oriented") == []
+
+
+LESSONS = sorted((Path(__file__).parents[1] / "nbs").rglob("*.ipynb"))
+
+
+def test_examples_of_the_lessons_are_valid():
+    """Every block of a lesson that is marked as a configuration parses; at most it is part of a file."""
+    blocks = [
+        (path.name, block)
+        for path in LESSONS
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == "markdown"
+        for block in re.findall(r"```ini\n(.*?)```", "".join(cell["source"]), re.DOTALL)
+    ]
+    assert len(blocks) >= len(SECTIONS)
+    for name, block in blocks:
+        head = "" if "quant_type=" in block else FULL
+        warnings = Config.from_text(head + block, name).warnings
+        assert [line for line in warnings if "is not used with" not in line] == [], name
 
 
 def test_samples():
@@ -292,8 +312,8 @@ def test_what_a_conversion_misses_but_stands_in_the_file():
 
 def test_nothing_is_missing_twice():
     assert requirements(read(FULL)) == missing(read(FULL))
-    assert missing(read(sample("weight"))) == []
-    assert all("not supported yet" in line for line in missing(read(sample("dynamic"))))
+    for kind in ("weight", "dynamic"):
+        assert all("not supported yet" in line for line in missing(read(sample(kind))))
 
 
 # ---------------------------------------------------------------- random valid files

@@ -309,3 +309,22 @@ def test_a_wrong_layout_is_noticed(kind, layout):
         assert looks_turned(other.reshape(right.shape), layout) == (
             kind not in ("noise", "one channel")
         )
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int32", "float16"])
+def test_models_that_take_other_numbers(kind, tmp_path):
+    """Integers are rounded, and what a cubic resize puts beyond their range stays at its end."""
+    sharp = np.zeros((8, 8, 3), np.uint8)
+    sharp[:, 4:] = 255
+    cv2.imwrite(str(tmp_path / "a.png"), sharp)
+    net = Net()
+    x = net.input("x", (1, 3, 11, 17), onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+    graph = prepare(net.model(run(net, net.op("Cast", x, to=onnx.TensorProto.FLOAT), conv())))
+    lines = keys("BGR", False, "CUBIC", ())
+    (sample,) = image_samples(config_for(tmp_path, 1, *lines), graph)
+    expected = in_layout(by_opencv(tmp_path / "a.png", "BGR", False, "CUBIC", ()), "NCHW")
+    assert expected.min() < -5 and expected.max() > 260
+    if kind != "float16":
+        limits = np.iinfo(kind)
+        expected = np.clip(np.rint(expected), limits.min, limits.max)
+    assert sample["x"].dtype == kind and np.array_equal(sample["x"], expected.astype(kind))

@@ -27,8 +27,8 @@ from ..errors import InputError
 # %% auto #0
 __all__ = ['FORMS', 'PLAIN_OPSETS', 'PACKED_OPSET', 'NODE_BYTES', 'checked', 'count_codes', 'entropy', 'parse_form', 'Encoded',
            'stored_arrays', 'plain_type', 'encode_plain', 'encode_packed', 'filled_up', 'encode_palette', 'best_window',
-           'encode_escape', 'encode', 'decode', 'unpack_escape', 'unpack_values', 'Unpacked', 'unpack_nodes',
-           'Candidate', 'plane_nodes', 'Tally', 'list_tally', 'plain_candidates', 'packed_candidate',
+           'encode_escape', 'encode', 'decode', 'unpack_palette', 'unpack_escape', 'unpack_values', 'Unpacked',
+           'unpack_nodes', 'Candidate', 'plane_nodes', 'Tally', 'list_tally', 'plain_candidates', 'packed_candidate',
            'palette_candidate', 'escape_candidates', 'best_of_list', 'candidates', 'choose_form']
 
 # %% ../../nbs/arithmetic/03_forms.ipynb #ca95b9ed
@@ -132,8 +132,6 @@ def encode_packed(codes: np.ndarray, bits: int, inner: str) -> Encoded:
 # %% ../../nbs/arithmetic/03_forms.ipynb #da93a4dc
 def filled_up(values: np.ndarray) -> np.ndarray:
     "A list of int32 whose length is a multiple of 8, with at least one value more than before."
-    if not values.size:
-        return np.zeros(8, np.int32)
     low, counts = count_codes(values)
     most_frequent = low + int(np.argmax(counts))
     return np.pad(values, (0, 8 - values.size % 8), constant_values=most_frequent)
@@ -145,7 +143,7 @@ def encode_palette(codes: np.ndarray, bits: int, inner: str) -> Encoded:
     values = (np.flatnonzero(counts) + low).astype(np.int32)
     if values.size > 1 << bits:
         raise InputError(f"{values.size} distinct codes: a palette of {bits} bits has {1 << bits}.")
-    places = (np.cumsum(counts > 0) - 1)[codes - low]
+    places = (np.cumsum(counts > 0) - 1)[codes.ravel() - low]
     planes = pack(places, bits)
     return Encoded("palette", bits, codes.shape, 0, planes, encode(filled_up(values), inner))
 
@@ -165,6 +163,10 @@ def encode_escape(codes: np.ndarray, bits: int, inner: str) -> Encoded:
     start, escape = low + best_window(counts, bits), (1 << bits) - 1
     relative = codes.ravel() - np.int32(start)
     outside = (relative < 0) | (relative >= escape)
+    if not outside.any():
+        raise InputError(
+            f"all codes lie in one window of {bits} bits: escape codes need some outside."
+        )
     planes = pack(np.where(outside, escape, relative), bits)
     values = encode(filled_up(relative[outside]), inner)
     return Encoded("escape", bits, codes.shape, start, planes, values)
@@ -190,6 +192,15 @@ def decode(encoded: Encoded) -> np.ndarray:
     return numbers + encoded.offset
 
 # %% ../../nbs/arithmetic/03_forms.ipynb #80854ac5
+def unpack_palette(chain: Chain, encoded: Encoded, label: str) -> ir.Value:
+    "The values of a palette, as float32 in the tensor's shape."
+    flat, kind = (int(np.prod(encoded.shape)),), ir.DataType.INT32
+    places = unpack_chain(chain, encoded.planes, encoded.bits, flat, kind, label)
+    values = unpack_values(chain, encoded.inner, f"{label}list_")
+    found = chain.node("GatherElements", values, places)
+    return found if encoded.shape == flat else reshaped(chain, found, encoded.shape)
+
+
 def unpack_escape(chain: Chain, encoded: Encoded, label: str) -> ir.Value:
     "Escape codes without their offset, as float32 in the tensor's shape."
     bits, count = encoded.bits, int(np.prod(encoded.shape))
@@ -198,7 +209,7 @@ def unpack_escape(chain: Chain, encoded: Encoded, label: str) -> ir.Value:
     outside = chain.node("Equal", codes, np.float32((1 << bits) - 1))
     numbers = chain.node("Cast", outside, to=ir.DataType.INT32)
     numbers = chain.node("CumSum", numbers, np.int64(0), exclusive=1)
-    found = chain.node("Gather", values, numbers)
+    found = chain.node("GatherElements", values, numbers)
     codes = chain.node("Where", outside, found, codes)
     return codes if encoded.shape == (count,) else reshaped(chain, codes, encoded.shape)
 
@@ -211,9 +222,7 @@ def unpack_values(
         stored = chain.constant(encoded.planes[0], f"{chain.name}_{label}codes")
         return chain.node("Cast", stored, to=ir.DataType.FLOAT)
     if encoded.word == "palette":
-        kind, shape = ir.DataType.INT32, encoded.shape
-        places = unpack_chain(chain, encoded.planes, encoded.bits, shape, kind, label)
-        return chain.node("Gather", unpack_values(chain, encoded.inner, f"{label}list_"), places)
+        return unpack_palette(chain, encoded, label)
     if encoded.word == "packed":
         shape = encoded.shape
         values = unpack_chain(chain, encoded.planes, encoded.bits, shape, label=label)
@@ -303,12 +312,10 @@ class Tally:
 
 def list_tally(low: int, counts: np.ndarray) -> Tally:
     "The tally of a list that is filled up; `counts` may begin and end with zeros."
-    there = np.flatnonzero(counts)
-    if not there.size:
-        return Tally(0, np.full(1, 8), True)
-    counts = counts[there[0] : there[-1] + 1].astype(np.int64)
+    first, last = np.flatnonzero(counts)[[0, -1]]
+    counts = counts[first : last + 1].astype(np.int64)
     counts[np.argmax(counts)] += 8 - counts.sum() % 8
-    return Tally(low + int(there[0]), counts, True)
+    return Tally(low + int(first), counts, True)
 
 # %% ../../nbs/arithmetic/03_forms.ipynb #914544c9
 def plain_candidates(tally: Tally, opset: int) -> Iterator[Candidate]:
@@ -330,7 +337,8 @@ def palette_candidate(tally: Tally, opset: int, node_bytes: int) -> Candidate:
     "A palette with the cheapest list."
     values = best_of_list(list_tally(tally.low, tally.counts > 0), opset, node_bytes, 0)
     bits = max(1, int(np.count_nonzero(tally.counts) - 1).bit_length())
-    nodes = plane_nodes(bits, tally.count, tally.is_flat) + 1 + (bits > 8) + values.nodes
+    nodes = plane_nodes(bits, tally.count, True) + 1 + (bits > 8) + values.nodes
+    nodes += not tally.is_flat
     stored = packed_bytes(tally.count, bits) + values.stored
     return Candidate(f"palette{bits}+{values.form}", stored, nodes)
 

@@ -64,6 +64,7 @@ class Backend:
     bias_form: str = CODES  # CODES, FLOAT_BIAS, or ROUNDED: floats that are multiples of s_x s_w
     per_channel: tuple[str, ...] = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # may have scales
     smallest_range: float = 0.0  # narrower ranges of activations are widened to this
+    equalize: bool = True  # make channels alike where a weight gets one scale
 
     def rows(self, operator: str) -> list[Rule]:
         "The rows of an operator, in the order in which they are tried."

@@ -26,7 +26,9 @@ def error_of_mean(
     mean: np.ndarray,  # mean of every input channel, float64 (input channels,)
 ) -> np.ndarray:
     "(W_q - W) E[x] for every output channel, float64."
-    error = np.moveaxis(weight_error.astype(np.float64), layer.axis, 0)  # (outputs, inputs, *kernel)
+    error = np.moveaxis(
+        weight_error.astype(np.float64), layer.axis, 0
+    )  # (outputs, inputs, *kernel)
     kernel = tuple(range(2, error.ndim)) if "Conv" in layer.node.op_type else ()
     error = error.sum(axis=kernel)
     if layer.group == 1:
@@ -44,10 +46,12 @@ def rounded_error(layer: Layer, affine: Affine, backend: Backend) -> np.ndarray:
     return dequantize(codes, affine, layer.axis) - layer.weight
 
 
-def corrected_bias(layer: Layer, s_x: np.ndarray, mean: np.ndarray, backend: Backend) -> np.ndarray:
+def corrected_bias(
+    layer: Layer, s_x: np.ndarray, mean: np.ndarray, backend: Backend, per_channel: bool = True
+) -> np.ndarray:  # fmt: skip
     "The float bias that takes back the mean error of the rounded weights, float64 (output channels,)."
     bias = np.zeros(layer.channels) if layer.bias is None else layer.bias.astype(np.float64)
-    affine = weight_affine(layer, backend)
+    affine = weight_affine(layer, backend, per_channel)
     first = bias - error_of_mean(layer, rounded_error(layer, affine, backend), mean)
     raised = raise_for_bias(affine, s_x, first)
     if np.array_equal(raised.scale, affine.scale):
@@ -61,7 +65,9 @@ def corrected_plans(
     "Weight and bias of one integer layer, with the mean error of the weights taken back."
     mean = statistics.tensors[layer.input.name].means[layer.input_axis].mean
     s_x = plan.activation(layer.input.name).scale
-    weight, bias = layer_plans(layer, s_x, backend, corrected_bias(layer, s_x, mean, backend))
+    per_channel = plan.of_node(layer.node.name, "weight").axis is not None
+    bias = corrected_bias(layer, s_x, mean, backend, per_channel)
+    weight, bias = layer_plans(layer, s_x, backend, bias, per_channel)
     return [weight, replace(bias, reason="mean error of the weights taken back")]
 
 

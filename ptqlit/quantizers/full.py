@@ -129,44 +129,50 @@ def check_finite(node: str, name: str, array: np.ndarray) -> None:
         raise InputError(text, MODEL_INVALID)
 
 
-def weight_affine(layer: Layer, backend: Backend) -> Affine:
-    "One scale for each output channel, from the largest weight; InputError for NaN or infinite constants."
+def weight_affine(layer: Layer, backend: Backend, per_channel: bool = True) -> Affine:
+    "A scale for each output channel, or one, from the largest weight; InputError for NaN or infinite constants."
     for value in layer.node.inputs[1:3]:
         if value is not None:
             check_finite(layer.node.name, value.name, constant(value))
     others = tuple(a for a in range(layer.weight.ndim) if a != layer.axis)
-    largest = np.abs(layer.weight).max(axis=others)
+    largest = np.abs(layer.weight).max(axis=others if per_channel else None)
     return choose_affine(-largest, largest, backend.weight)
 
 # %% ../../nbs/quantizers/00_full.ipynb #81363942
 def raise_for_bias(affine: Affine, s_x: np.ndarray, bias: np.ndarray) -> Affine:
     "Weight scales large enough for the biases (float, per channel) to fit into int32."
     needed = np.abs(bias.astype(np.float64)) / (0.99 * float(s_x) * INT32.qmax)
-    return Affine(np.maximum(affine.scale, needed.astype(np.float32)), affine.zero_point)
+    if affine.scale.ndim == 0:  # one scale for the layer: the largest bias decides
+        needed = needed.max()
+    return Affine(
+        np.asarray(np.maximum(affine.scale, needed.astype(np.float32))), affine.zero_point
+    )
 
 
 def bias_plan(layer: Layer, s_x: np.ndarray, s_w: np.ndarray, bias: np.ndarray) -> TensorPlan:
     "int32 biases at exactly float32(s_x * s_w), rounded half to even."
-    scale = np.float32(s_x) * s_w.astype(np.float32)
+    scale = np.asarray(np.float32(s_x) * s_w.astype(np.float32))
     codes = np.rint(bias.astype(np.float64) / scale)
     values = np.clip(codes, INT32.qmin, INT32.qmax).astype(np.int32)
     node, limits = layer.node.name, (float(bias.min()), float(bias.max()))
-    numbers = (scale, np.zeros(len(scale), np.int64), 0, limits)
+    numbers = (scale, np.zeros(scale.shape, np.int64), 0 if scale.ndim else None, limits)
     return TensorPlan(f"{node}_bias", "bias", INT32, *numbers, "s_x * s_w", "", node, values)
 
 # %% ../../nbs/quantizers/00_full.ipynb #9950fe8d
 def layer_plans(
-    layer: Layer, s_x: np.ndarray, backend: Backend, bias: np.ndarray | None
+    layer: Layer, s_x: np.ndarray, backend: Backend, bias: np.ndarray | None,
+    per_channel: bool = True,
 ) -> list[TensorPlan]:  # fmt: skip
     "Weight and bias of an integer layer; `bias` is the float bias to store (corrected or not), per channel."
-    plain = weight_affine(layer, backend)
+    plain = weight_affine(layer, backend, per_channel)
     affine = plain if bias is None else raise_for_bias(plain, s_x, bias)
     raised, reason = np.count_nonzero(affine.scale != plain.scale), ""
     if raised:
         reason = f"scale of {raised} channels raised: their biases would leave int32"
+        reason = reason if per_channel else "scale raised: a bias would leave int32"
     name, node = layer.node.inputs[1].name, layer.node.name
     fmt, limits = backend.weight, (float(layer.weight.min()), float(layer.weight.max()))
-    numbers = (affine.scale, affine.zero_point, layer.axis, limits)
+    numbers = (affine.scale, affine.zero_point, layer.axis if per_channel else None, limits)
     weight = TensorPlan(name, "weight", fmt, *numbers, "MAX_MIN", reason, node)
     return [weight] if bias is None else [weight, bias_plan(layer, s_x, affine.scale, bias)]
 
@@ -233,14 +239,15 @@ def shielded(
 # %% ../../nbs/quantizers/00_full.ipynb #77d2dfc0
 def weight_plans(
     graph: Graph, backend: Backend, decisions: dict[str, NodePlan],
-    activations: dict[str, TensorPlan], edges: dict[str, list[str]],
+    activations: dict[str, TensorPlan], edges: dict[str, list[str]], per_channel: bool = True,
 ) -> list[TensorPlan]:  # fmt: skip
     "Weights, biases and constants of every node that needs them, in computing order."
     plans, movers = [], movers_of(backend)
     for node in graph.nodes:
         layer, decision = layer_of(node), decisions[node.name].decision
         if decision == INTEGER and layer is not None:
-            plans += layer_plans(layer, activations[layer.input.name].scale, backend, layer.bias)
+            s_x = activations[layer.input.name].scale
+            plans += layer_plans(layer, s_x, backend, layer.bias, per_channel)
         elif decision == INTEGER:
             plans += constant_plans(node, backend)
         elif decision == FLOAT and layer is not None and node.op_type != "MatMul":
@@ -262,7 +269,8 @@ def edge_plans(
 # %% ../../nbs/quantizers/00_full.ipynb #2b54f8bb
 def full_plan(
     graph: Graph, statistics: Statistics, backend: Backend, method: str, calibrator: Calibrator,
-    skipped: Set[str] = frozenset(), config: str = "", ends: Set[str] = frozenset(),
+    skipped: Set[str] = frozenset(), config: str = "", per_channel: bool = True,
+    ends: Set[str] = frozenset(),
 ) -> Plan:  # fmt: skip
     "Decide everything about a full quantization, without bias correction; InputError for NaN constants."
     nodes = decide(graph, backend, skipped, ends)
@@ -270,10 +278,10 @@ def full_plan(
     edges = coded(graph, decisions, ends)
     chosen = (backend, decisions, method, calibrator, ends)
     activations = activation_plans(graph, statistics, *chosen)
-    tensors = [*activations.values(), *weight_plans(graph, backend, decisions, activations, edges)]
+    weights = weight_plans(graph, backend, decisions, activations, edges, per_channel)
     pairs = edge_plans(graph, decisions, edges, backend)
     merged = sorted(name for name in skipped if decisions[name].decision == ABSORBED)
     text = "merged into the operator before it; to keep that one in float, name it"
     notes = (f"{name}: {text}" for name in merged)
     head = (graph.hash, backend.name, "FULL_QUANT", config)
-    return Plan(*head, nodes, tuple(tensors), pairs, tuple(notes))
+    return Plan(*head, nodes, (*activations.values(), *weights), pairs, tuple(notes))

@@ -18,7 +18,7 @@ from .stream import Recipes, Sample, check_array, files_of, fix_shapes
 
 # %% auto #0
 __all__ = ['silent', 'METHODS', 'decode', 'truncated', 'to_colour', 'normalize', 'resize', 'center_crop', 'preprocess',
-           'to_layout', 'read_image', 'check_channels', 'image_samples']
+           'to_layout', 'to_dtype', 'read_image', 'check_channels', 'image_samples']
 
 # %% ../../nbs/samples/01_image.ipynb #8baf0ca7
 def decode(path: Path) -> np.ndarray:
@@ -103,6 +103,14 @@ def to_layout(image: np.ndarray, layout: str) -> np.ndarray:
     return np.ascontiguousarray(image.transpose(2, 0, 1) if layout != "NHWC" else image)[None]
 
 
+def to_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    "float32 pixels as another type; for integers they are rounded (half to even) and stay in its range."
+    if np.issubdtype(dtype, np.integer):
+        info = np.iinfo(dtype)
+        array = np.clip(np.rint(array), info.min, info.max)
+    return array.astype(dtype, copy=False)
+
+
 def read_image(path: Path, wanted: Input, data: DataPreprocessParam) -> np.ndarray:
     "One file as the array of one model input."
     image = decode(path)
@@ -116,7 +124,7 @@ def read_image(path: Path, wanted: Input, data: DataPreprocessParam) -> np.ndarr
             f"{path}: [{data.title}] normalize_std={std}: the pixels overflow; expected larger values."
         )
     check_channels(path, pixels.shape[2], wanted, data)
-    return to_layout(pixels, wanted.layout).astype(wanted.dtype, copy=False)
+    return to_dtype(to_layout(pixels, wanted.layout), wanted.dtype)
 
 
 def check_channels(path: Path, found: int, wanted: Input, data: DataPreprocessParam) -> None:

@@ -126,7 +126,7 @@ def keep_sample(path: Path, sample: Sample, place: int) -> None:
     "Write a sample: its names, then its arrays."
     check_dictionary(sample, f"sample {place}")
     for name, array in sample.items():
-        if np.asarray(array).dtype.hasobject:  # it would be pickled
+        if np.asarray(array).dtype.hasobject:  # only files that run code could keep them
             raise InputError(f'sample {place}: "{name}" holds objects: expected numbers.')
     try:
         np.savez(path, np.array(list(sample), str), *sample.values())

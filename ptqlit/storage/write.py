@@ -5,10 +5,10 @@
 # %% ../../nbs/storage/05_write.ipynb #d5d54f0e
 from __future__ import annotations
 
-import glob
-import hashlib
 import json
 import math
+import glob
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -21,8 +21,8 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from ..errors import FILE_FAILED, InputError
 from ..model.plan import write_whole
-from ..model.runtime import is_large, save_split
 from .weights import METADATA
+from ..model.runtime import is_large, save_split
 
 # %% auto #0
 __all__ = ['Makers', 'constants_of', 'axis_of', 'check_axis', 'check_linear', 'check_bias', 'check_step', 'node_fault',
@@ -166,7 +166,7 @@ def check_split(path: Path) -> None:
     proto = onnx.load(path, load_external_data=False)
     for tensor in proto.graph.initializer:
         outside = tensor.data_location == onnx.TensorProto.EXTERNAL
-        if outside and max(tensor.dims) == math.prod(tensor.dims):  # a vector: scales, maybe
+        if outside and max(tensor.dims) == math.prod(tensor.dims):  # scales of a large table, maybe
             load_external_data_for_tensor(tensor, str(path.parent))
     validate(proto)
     try:

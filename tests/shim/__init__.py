@@ -1,5 +1,4 @@
 """Run CUDA source on a CPU: compile it with g++ behind shim.h and call the kernels through ctypes."""
-
 from __future__ import annotations
 
 import ctypes
