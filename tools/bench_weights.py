@@ -6,6 +6,7 @@ FOLDER is that of tools/bench.py. For each width the table shows the file's size
 and to run it as shares of the float model's (run: paired, one thread, best of three), top-1, agreement
 with float, and the SQNR of the logits with and without the correction of mean and spread.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,13 +32,27 @@ AT_LEAST = {  # dB of the logits at 8 bits
     "squeezenet1.1_227": 43.0,
 }
 COMPARED = (8, 6)  # widths at which the correction has to pay
-COLUMNS = ("model", "bits", "size", "load ms", "time/float", "top-1 %", "agreement %", "SQNR dB", "plain dB", "")
+COLUMNS = (
+    "model",
+    "bits",
+    "size",
+    "load ms",
+    "time/float",
+    "top-1 %",
+    "agreement %",
+    "SQNR dB",
+    "plain dB",
+    "",
+)
 
 
-def weight_config(bits: int, correction: bool) -> Config:
-    """All weights in a width, as the reference chooses them."""
+def weight_config(bits: int, correction: bool, left: tuple[str, ...] = ()) -> Config:
+    """Weights in a width, as the reference chooses them; the nodes `left` keep theirs."""
     text = f"[common_quant_param]\nquant_type=WEIGHT_QUANT\nbit_num={bits}\n"
-    return Config.from_text(f"{text}[weight_quant_param]\nbias_correction={str(correction).lower()}\n")
+    text += f"skip_quant_node={','.join(left)}\n" if left else ""
+    return Config.from_text(
+        f"{text}[weight_quant_param]\nbias_correction={str(correction).lower()}\n"
+    )
 
 
 def load_time(path: Path) -> float:
@@ -51,13 +66,14 @@ def load_time(path: Path) -> float:
 
 
 def written(case: Case, model: Path, widths: list[int], folder: Path) -> dict[str, Path]:
-    """The files of all widths, with and without correction, and the float model."""
+    """The float model, and files of all widths with and without correction, of the same weights."""
     files = {"float": model}
     for bits in widths:
-        for word, correction in (("", True), (" plain", False)):
-            name = f"{bits}{word}"
-            target = folder / f"{case.model}_{name.replace(' ', '_')}"
-            files[name] = convert(model, weight_config(bits, correction), target).path
+        target = folder / f"{case.model}_{bits}"
+        made = convert(model, weight_config(bits, True), target)
+        left = tuple(node.name for node in made.table.left)
+        plain = convert(model, weight_config(bits, False, left), f"{target}_plain")
+        files |= {str(bits): made.path, f"{bits} plain": plain.path}
     return files
 
 
@@ -71,7 +87,9 @@ def verdict(case: Case, bits: int, lost: float, decibel: float, plain: float) ->
     return "" if not promises else "ok" if all(promises) else "MISSED"
 
 
-def row_of(case: Case, bits: int, files: dict, logits: dict, labels: np.ndarray, feed: dict) -> list[str]:
+def row_of(
+    case: Case, bits: int, files: dict, logits: dict, labels: np.ndarray, feed: dict
+) -> list[str]:
     """The table's row for one width."""
     truth, ours, path = logits["float"], logits[str(bits)], files[str(bits)]
     tops = [100 * float((found.argmax(1) == labels).mean()) for found in (truth, ours)]
@@ -80,7 +98,14 @@ def row_of(case: Case, bits: int, files: dict, logits: dict, labels: np.ndarray,
     ratio = paired_latency(open_session(path), open_session(files["float"]), feed, 3)
     word = verdict(case, bits, tops[0] - tops[1], decibel, plain)
     numbers = [f"{size:.3f}", f"{load_time(path):.0f}", f"{ratio:.3f}", f"{tops[1]:.2f}"]
-    return [str(bits), *numbers, f"{100 * agreement(truth, ours):.2f}", f"{decibel:.2f}", f"{plain:.2f}", word]
+    return [
+        str(bits),
+        *numbers,
+        f"{100 * agreement(truth, ours):.2f}",
+        f"{decibel:.2f}",
+        f"{plain:.2f}",
+        word,
+    ]
 
 
 def measure(case: Case, zoo: Path, folder: Path, widths: list[int], limit: int) -> list[list[str]]:
@@ -106,7 +131,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose name contains this")
     options = parser.parse_args()
     widths = [int(word) for word in options.bits.split(",")]
-    cases = [c for c in CASES if options.only in c.model and (options.zoo / "models" / f"{c.model}.onnx").exists()]
+    cases = [
+        c
+        for c in CASES
+        if options.only in c.model and (options.zoo / "models" / f"{c.model}.onnx").exists()
+    ]
     if not cases:
         parser.exit(2, f"bench: {options.zoo} holds none of the benchmark models\n")
     shown = Table(*COLUMNS, title="weights in few bits, at load, per channel, the rest float")

@@ -24,8 +24,8 @@ from ..storage.weights import METADATA
 
 # %% auto #0
 __all__ = ['INTEGERS', 'FLOATS', 'HEADER', 'NO_WEIGHT', 'Parts', 'parts_of', 'codes_behind', 'codes_in', 'StoredRow', 'size_of',
-           'stored_row', 'tensor_rows', 'bare_rows', 'Inspection', 'aligned', 'inspect_model', 'StoredTable',
-           'stored_table']
+           'bits_needed', 'stored_row', 'tensor_rows', 'bare_rows', 'Inspection', 'aligned', 'inspect_model',
+           'StoredTable', 'stored_table']
 
 # %% ../../nbs/reports/06_inspect.ipynb #3c3f949a
 INTEGERS = {  # type of a constant of codes -> its bits
@@ -46,12 +46,12 @@ class Parts:
 
     def behind(self, name: str) -> tuple[list[str], list[onnx.NodeProto]]:
         "The constants and nodes (in computing order) that a tensor is made of."
-        wanted, found, nodes = {name}, [], []
+        wanted, nodes = {name}, []
         for node in reversed(self.proto.graph.node):
             if wanted & set(node.output):
                 nodes.append(node)
                 wanted |= set(node.input)
-        found = [constant for constant in self.constants if constant in wanted]
+        found = [each for each in self.constants if each in wanted]
         return found, nodes[::-1]
 
 
@@ -134,6 +134,14 @@ def size_of(tensor: TensorProto) -> int:
     return count * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 # %% ../../nbs/reports/06_inspect.ipynb #4d507666
+def bits_needed(values: np.ndarray) -> float:
+    "The entropy of integers, bits each; biases of 32 bits lie too far apart for counting by value."
+    if values.size and np.ptp(values) < 1 << 16:
+        return entropy(values)
+    _, places = np.unique(values, return_inverse=True)
+    return entropy(places) if places.size else 0.0
+
+
 def stored_row(parts: Parts, name: str, said: dict, codes: str, numbers, on_the_way) -> StoredRow:
     "The row of a tensor whose codes were found."
     values = codes_in(parts, codes)
@@ -147,10 +155,10 @@ def stored_row(parts: Parts, name: str, said: dict, codes: str, numbers, on_the_
     stored = sum(size_of(parts.constants[each]) for each in constants)
     beside = sum(size_of(parts.constants[each]) for each in numbers if each in parts.constants)
     names = (*(node.name for node in nodes), *on_the_way)
-    facts = (told["bits"], told["form"], stored, beside, entropy(values), names)
+    facts = (told["bits"], told["form"], stored, beside, bits_needed(values), names)
     return StoredRow(name, values.size, *facts)
 
-
+# %% ../../nbs/reports/06_inspect.ipynb #896f0c6d
 def tensor_rows(parts: Parts) -> Iterable[StoredRow]:
     "The tensors with codes: those that the metadata name, and all other constants behind a DequantizeLinear."
     entries = {entry.key: entry.value for entry in parts.proto.metadata_props}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from .pairs import constant_codes, linear_node, numbers
 
 # %% auto #0
 __all__ = ['FLOAT_KINDS', 'INT16_OPSET', 'LARGE', 'METADATA', 'step_of', 'restored', 'affine_nodes', 'linear_nodes', 'widened',
-           'weight_nodes', 'store_weight', 'form_opset', 'opset_for', 'stored', 'raised', 'is_large', 'without',
+           'weight_nodes', 'store_weight', 'form_opset', 'opset_for', 'stored', 'raised', 'large_constant', 'without',
            'put_back', 'check_weight', 'check_weights', 'store_weights']
 
 # %% ../../nbs/storage/02_weights.ipynb #2d39259e
@@ -160,7 +161,7 @@ def raised(model: ir.Model, version: int) -> ir.Model:
     old = model.graph.opset_imports.get("", version)
     if old >= version:
         return model
-    kept = {n: v.const_value for n, v in model.graph.initializers.items() if is_large(v)}
+    kept = {n: v.const_value for n, v in model.graph.initializers.items() if large_constant(v)}
     try:
         proto = onnx.version_converter.convert_version(without(model, kept), version)
         new = ir.from_proto(proto)
@@ -173,12 +174,12 @@ def raised(model: ir.Model, version: int) -> ir.Model:
     return new
 
 # %% ../../nbs/storage/02_weights.ipynb #8a67ccbb
-def is_large(value: ir.Value) -> bool:
+def large_constant(value: ir.Value) -> bool:
     "Whether a constant can be kept out of a converter's way."
     return value.const_value is not None and value.const_value.size > LARGE
 
 
-def without(model: ir.Model, names: dict) -> onnx.ModelProto:
+def without(model: ir.Model, names: Iterable[str]) -> onnx.ModelProto:
     "A copy with the named constants as mere inputs."
     copy = model.clone()
     for name in names:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import glob
 import hashlib
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor
 
 from ..errors import FILE_FAILED, InputError
 from ..model.plan import write_whole
@@ -161,7 +163,12 @@ def data_name(model: ir.Model, path: Path) -> str:
 
 def check_split(path: Path) -> None:
     "Validate a model in two files; InputError (FILE_FAILED) for a wrong one."
-    validate(onnx.load(path, load_external_data=False))
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        outside = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if outside and max(tensor.dims) == math.prod(tensor.dims):  # scales of a large table, maybe
+            load_external_data_for_tensor(tensor, str(path.parent))
+    validate(proto)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
