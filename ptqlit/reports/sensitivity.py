@@ -31,7 +31,7 @@ from ..storage.weights import restored, widened
 
 # %% auto #0
 __all__ = ['PREFIX', 'WORKING', 'MOSTLY', 'FAR', 'APART', 'EMPTY', 'CAUSES', 'HEADER', 'quantized', 'measured', 'Board',
-           'switch_constant', 'switch_constants', 'owners_of', 'switch_activation', 'switch_board', 'Switches',
+           'constants_on', 'switch_constants', 'owners_of', 'switch_activation', 'switch_board', 'Switches',
            'noise_ratio', 'costs', 'decibels', 'Cause', 'Scene', 'clipping', 'cut_off', 'outlier', 'one_channel',
            'outlier_weights', 'far_apart', 'bias_limits', 'many_zeros', 'saturating_pairs', 'SensitivityRow',
            'SensitivityTable', 'channel_peaks', 'written_by', 'sensitivity']
@@ -68,44 +68,56 @@ class Board:
     of_node: dict[str, set[str]] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
 
-    def choose(self, name: str, owners: Iterable[str], on: ir.Value, off: ir.Value) -> ir.Node:
-        "A Where between a quantized tensor and the float one, and its switch."
-        kind = ir.TensorType(ir.DataType.BOOL)
-        switch = ir.Value(name=PREFIX + name, shape=ir.Shape(()), type=kind)
-        self.switches[name] = switch
-        self.model.graph.inputs.append(switch)
+    def choose(
+        self, name: str, owners: Iterable[str], on: list[ir.Node], off: list[ir.Node], like: ir.Value
+    ) -> ir.Node:  # fmt: skip
+        "An If between two ways to a tensor of the type of `like`, and its switch."
+        if name not in self.switches:
+            kind = ir.TensorType(ir.DataType.BOOL)
+            switch = ir.Value(name=PREFIX + name, shape=ir.Shape(()), type=kind)
+            self.switches[name] = switch
+            self.model.graph.inputs.append(switch)
         for owner in owners:
             self.of_node.setdefault(owner, set()).add(name)
-        node = ir.Node("", "Where", [switch, on, off], name=f"{name}_choice")
+        ways = []
+        for word, nodes in (("then_branch", on), ("else_branch", off)):
+            last = nodes[-1].outputs[0]
+            last.name, last.type, last.shape = f"{name} {word}", like.type, like.shape
+            graph = ir.Graph([], [last], nodes=nodes, name=f"{name} {word}")
+            ways.append(ir.AttrGraph(word, graph))
+        node = ir.Node("", "If", [self.switches[name]], ways, name=f"{name}_choice")
         made = node.outputs[0]
-        made.name, made.type, made.shape = f"{name} chosen", off.type, off.shape
+        made.name, made.type, made.shape = f"{name} chosen", like.type, like.shape
         return node
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #6ee4ec11
-def switch_constant(board: Board, node: ir.Node, place: int, tensor: TensorPlan) -> None:
-    "A switch before one constant of a node."
-    graph, name = board.model.graph, f"{node.name} {tensor.name}"
-    if len(node.inputs) <= place:
-        node.resize_inputs(place + 1)
-    off = node.inputs[place]
-    array = quantized(off, tensor)
-    if off is None:
-        off = set_constant(graph, f"{name} off", np.zeros_like(array), board.taken)
-    on = set_constant(graph, f"{name} on", array, board.taken)
-    choice = board.choose(name, [node.name], on, off)
-    graph.insert_before(node, choice)
-    node.replace_input_with(place, choice.outputs[0])
+def constants_on(board: Board, node: ir.Node, tensors: Iterable[TensorPlan]) -> list:
+    "The inputs of a node, with the quantized constants in the place of the float ones."
+    graph, inputs = board.model.graph, list(node.inputs)
+    for tensor in (t for t in tensors if t.node in ("", node.name)):
+        found = [p for p, v in enumerate(inputs) if v is not None and v.name == tensor.name]
+        for place in [2] if tensor.role == "bias" else found:
+            inputs += [None] * (place + 1 - len(inputs))
+            array = quantized(node.inputs[place] if place < len(node.inputs) else None, tensor)
+            name = f"{node.name} {tensor.name} on"
+            inputs[place] = set_constant(graph, name, array, board.taken)
+    return inputs
 
 
 def switch_constants(board: Board, node: ir.Node, tensors: Iterable[TensorPlan]) -> None:
-    "Switches before the weight, bias and constants of a node."
-    for tensor in (t for t in tensors if t.node in ("", node.name)):
-        if tensor.role == "bias":
-            switch_constant(board, node, 2, tensor)
-            continue
-        for place, value in enumerate(list(node.inputs)):
-            if value is not None and value.name == tensor.name and constant(value) is not None:
-                switch_constant(board, node, place, tensor)
+    "A switch between a node with its float constants and the same node with the quantized ones."
+    inputs = constants_on(board, node, tensors)
+    if inputs == list(node.inputs):
+        return
+    graph, output, attributes = board.model.graph, node.outputs[0], list(node.attributes.values())
+    on, off = (
+        ir.Node(node.domain, node.op_type, values, attributes, name=f"{node.name} {word}")
+        for word, values in (("on", inputs), ("off", list(node.inputs)))
+    )
+    choice = board.choose(node.name, [node.name], [on], [off], output)
+    graph.insert_before(node, choice)
+    output.replace_all_uses_with(choice.outputs[0], replace_graph_outputs=True)
+    graph.remove(node, safe=True)
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #5919eb6b
 WORKING = ("integer", "dynamic", "stored")  # decisions of nodes that answer for something
@@ -134,8 +146,9 @@ def switch_activation(
     if not owners:
         return
     nodes = pair_nodes(graph, value, plan, False, board.taken)
-    choice = board.choose(plan.name, owners, nodes[-1].outputs[0], value)
-    place_behind(graph, value, [*nodes, choice])
+    same = ir.Node("", "Identity", [value], name=f"{plan.name} off")
+    choice = board.choose(f"codes of {plan.name}", owners, nodes, [same], value)
+    place_behind(graph, value, [choice])
     for node, place in uses:
         node.replace_input_with(place, choice.outputs[0])
     for place, output in enumerate(graph.outputs):
