@@ -27,28 +27,37 @@ from ..storage.pairs import constant_codes
 from ..storage.weights import restored, widened
 
 # %% auto #0
-__all__ = ['POLL', 'PARTS', 'FREE_ORDER', 'SMALL', 'NOTHING', 'SUPPORTED', 'INPUT', 'OUTPUT', 'Pair', 'COLUMNS', 'brackets',
-           'sums_around', 'count_above', 'mark_inside', 'keep_marked', 'read_once', 'Reading', 'values_at', 'quartiles',
-           'read', 'Summary', 'plain_summary', 'summarize', 'Codes', 'count_bytes', 'pair_sums', 'coded_sums', 'Match',
-           'match', 'Place', 'behind_codes', 'Twins', 'places_of', 'watching', 'Source', 'source_of', 'constant_values',
-           'planned_constant', 'Line', 'comparison', 'csv_line', 'Round', 'SideBySide']
+__all__ = ['POLL', 'PARTS', 'FREE_ORDER', 'SMALL', 'NOTHING', 'SUPPORTED', 'INPUT', 'OUTPUT', 'Pair', 'COLUMNS', 'bracket_ends',
+           'brackets', 'sums_around', 'count_above', 'mark_inside', 'keep_marked', 'read_once', 'Reading',
+           'place_value', 'bracket_quartiles', 'quartiles', 'float_of', 'read', 'Summary', 'plain_summary', 'summarize',
+           'Codes', 'count_bytes', 'count_codes', 'pair_sums', 'coded_sums', 'Match', 'match', 'Place', 'behind_codes',
+           'Twins', 'places_of', 'watching', 'Source', 'source_of', 'constant_values', 'planned_constant', 'Line',
+           'comparison', 'lines_of', 'csv_line', 'Round', 'SideBySide']
 
 # %% ../../nbs/reports/01_distribution.ipynb #158c09a8
 POLL = 8192  # values of a large tensor that are sorted to find the brackets
-PARTS = np.array([0.25, 0.5, 0.75])
+PARTS = (0.25, 0.5, 0.75)
+
+
+@numba.njit(nogil=True, cache=True)
+def bracket_ends(poll, wide):
+    "float32 (6,): three intervals, open below and closed above, for the quartiles; from a sorted poll."
+    ends, last = np.empty(6, np.float32), poll.size - 1
+    for j in range(3):
+        width = wide * math.sqrt(PARTS[j] * (1 - PARTS[j]) / poll.size) + 1 / poll.size
+        low, high = round((PARTS[j] - width) * last), round((PARTS[j] + width) * last)
+        low, high = poll[max(low, 0)], poll[min(high, last)]
+        ends[2 * j] = low if low == 0 else np.nextafter(low, np.float32(-np.inf))
+        ends[2 * j + 1] = high
+    for j in range(1, 6):  # brackets that overlap are cut
+        ends[j] = max(ends[j], ends[j - 1])
+    return ends
 
 
 def brackets(x: np.ndarray, wide: float = 1.5) -> tuple[np.ndarray, float]:
-    "float32 (6,): three intervals, open below and closed above, for the quartiles of a flat array; and a mean."
-    count = min(POLL, x.size // 16)
-    poll = np.sort(x[:: x.size // count | 1])
-    width = wide * np.sqrt(PARTS * (1 - PARTS) / len(poll)) + 1 / len(poll)
-    ends = np.stack([PARTS - width, PARTS + width], axis=1) * (len(poll) - 1)
-    places = np.clip(np.rint(ends), 0, len(poll) - 1).astype(np.int64)
-    found = poll[places]
-    below = np.nextafter(found[:, 0], np.float32(-np.inf))
-    found[:, 0] = np.where(found[:, 0] == 0, np.float32(0), below)
-    return np.maximum.accumulate(found.reshape(-1)), float(poll.mean(dtype=np.float64))
+    "The brackets of a flat float32 array, and a value near its mean."
+    poll = np.sort(x[:: x.size // min(POLL, x.size // 16) | 1])
+    return bracket_ends(poll, wide), float(poll[:: len(poll) // 64 | 1].mean(dtype=np.float64))
 
 # %% ../../nbs/reports/01_distribution.ipynb #0ef9eccf
 FREE_ORDER = {"reassoc", "contract"}  # sums may be made in several lanes
@@ -135,36 +144,54 @@ class Reading:
     kept: np.ndarray  # the values inside the brackets, sorted
 
 
-def values_at(x: np.ndarray, places: np.ndarray, reading: Reading) -> np.ndarray:
-    "The values at some places of the sorted values of a flat array, float64; NaN where brackets miss them."
-    if len(reading.ends) == 0:
-        return np.sort(x)[places].astype(np.float64)
-    found = np.full(len(places), np.nan)
-    inside = np.searchsorted(reading.kept, reading.ends, side="right")  # kept up to each end
-    starts, stops = inside[0::2], inside[1::2]
-    for end, above, start, stop in zip(reading.ends[0::2], reading.above, starts, stops):
-        ranks = places - (x.size - above)  # in the order of the values above the lower end
-        found[(end == 0) & (ranks < 0) & (ranks >= -reading.zeros)] = 0
-        here = (ranks >= 0) & (ranks < stop - start)
-        found[here] = reading.kept[start + ranks[here]]
+@numba.njit(nogil=True, cache=True)
+def place_value(place, size, kept, ends, above, zeros):
+    "The value at a place of the sorted values; NaN where the brackets miss it."
+    start = 0
+    for j in range(3):
+        rank = place - (size - above[j])  # in the order of the values above the lower end
+        if ends[2 * j] == 0 and -zeros <= rank < 0:
+            return 0.0
+        start = np.searchsorted(kept, ends[2 * j], side="right")
+        stop = np.searchsorted(kept, ends[2 * j + 1], side="right")
+        if 0 <= rank < stop - start:
+            return np.float64(kept[start + rank])
+    return np.nan
+
+
+@numba.njit(nogil=True, cache=True)
+def bracket_quartiles(size, kept, ends, above, zeros):
+    "float64 (3,): true quartiles, as `np.quantile` has them; NaN where the brackets miss one."
+    found = np.empty(3)
+    for j in range(3):
+        position = PARTS[j] * (size - 1)
+        below = int(position)
+        low = place_value(below, size, kept, ends, above, zeros)
+        high = place_value(min(below + 1, size - 1), size, kept, ends, above, zeros)
+        found[j] = low + (high - low) * (position - below)
     return found
 
 
 def quartiles(x: np.ndarray, reading: Reading) -> np.ndarray:
-    "float64 (3,): the true quartiles of a flat, finite float32 array, as `np.quantile` has them."
-    positions = PARTS * (x.size - 1)
-    below = np.floor(positions).astype(np.int64)
-    above = np.minimum(below + 1, x.size - 1)
-    places = np.concatenate([below, above])
-    found = values_at(x, places, reading)
-    if np.isnan(found).any() and len(reading.ends):  # the poll was wrong
-        found = values_at(x, places, read(x, 6.0))
-    if np.isnan(found).any():
-        found = np.sort(x)[places].astype(np.float64)
-    low, high = found.reshape(2, 3)
-    return low + (high - low) * (positions - below)
+    "float64 (3,): the true quartiles of a flat, finite float32 array."
+    for found in (reading, None):  # None: the poll was wrong
+        if x.size > SMALL:
+            r = found or read(x, 6.0)
+            parts = bracket_quartiles(x.size, r.kept, r.ends, r.above, r.zeros)
+            if not np.isnan(parts).any():
+                return parts
+    everything, none = np.float32([-np.inf, np.inf] * 3), np.full(3, x.size)
+    return bracket_quartiles(x.size, np.sort(x), everything, none, 0)
 
 # %% ../../nbs/reports/01_distribution.ipynb #1139b1cb
+@numba.njit(nogil=True, cache=True)
+def float_of(place):
+    "The float of an ordered whole number; -0.0 becomes 0.0."
+    edge = np.empty(1, np.int32)
+    edge[0] = ordinal(np.int32(place))
+    return np.float64(edge.view(np.float32)[0]) + 0.0
+
+
 def read(x: np.ndarray, wide: float = 1.5) -> Reading | None:
     "One reading of a flat float32 array; None where it holds NaN or infinite values."
     ends, middle, room = np.zeros(0, np.float32), float(x[0]), 1
@@ -181,8 +208,7 @@ def read(x: np.ndarray, wide: float = 1.5) -> Reading | None:
         return None
     off = first / x.size
     deviation = math.sqrt(max(second / x.size - off * off, 0.0))
-    edges = np.array([ordinal(np.int32(low)), ordinal(np.int32(high))], np.int32)
-    lo, hi = (float(edge) + 0.0 for edge in edges.view(np.float32))  # -0.0 becomes 0.0
+    lo, hi = float_of(low), float_of(high)
     return Reading(lo, hi, zeros, middle + off, deviation, ends, above, np.sort(out[:kept]))
 
 # %% ../../nbs/reports/01_distribution.ipynb #34ecf80c
@@ -234,36 +260,18 @@ class Codes:
         "What a DequantizeLinear gives, float32."
         return (self.values.astype(np.int32) - self.zero_point).astype(np.float32) * self.scale
 
-    @cached_property
-    def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        "The floats that occur, in ascending order, float64, and how often each does."
-        kind, counts = self.values.dtype, np.zeros((4, 256), np.uint32)
-        count_bytes(np.ascontiguousarray(self.values).reshape(-1).view(np.uint8), counts)
-        order = np.arange(256).astype(np.uint8).view(kind).astype(np.int32)
-        ranked, total = np.argsort(order), counts.sum(0, dtype=np.int64)
-        floats = (order - self.zero_point).astype(np.float32) * self.scale
-        there = ranked[total[ranked] > 0]
-        return floats[there].astype(np.float64), total[there]
-
     def summary(self) -> Summary:
         "The summary of the floats."
-        floats, counts = self.counts
-        total, ends = counts.sum(), counts.cumsum()
-        positions = PARTS * (total - 1)
-        below = np.floor(positions).astype(np.int64)
-        places = np.stack([below, np.minimum(below + 1, total - 1)])
-        low, high = floats[np.searchsorted(ends, places, side="right")]
-        parts = low + (high - low) * (positions - below)
-        mean = float(floats @ counts / total)
-        deviation = math.sqrt(float((floats - mean) ** 2 @ counts / total))
-        zeros = float(counts[floats == 0].sum() / total)
-        ends = (float(floats[0]), *map(float, parts), float(floats[-1]))
-        return Summary(*ends, mean, deviation, zeros)
+        codes = np.ascontiguousarray(self.values).reshape(-1)
+        signed = codes.dtype == np.int8
+        numbers = count_codes(codes.view(np.uint8), signed, self.zero_point, self.scale)
+        return Summary(*numbers.tolist())
 
 
 @numba.njit(nogil=True, cache=True)
-def count_bytes(x, counts):
-    "Count bytes into four sets of counters, so that neighbours do not wait for each other."
+def count_bytes(x):
+    "How often each byte occurs; four sets of counters, so that neighbours do not wait for each other."
+    counts = np.zeros((4, 256), np.uint32)
     one, fours = np.uint32(1), x.size // 4 * 4
     for i in range(0, fours, 4):
         counts[0, x[i]] += one
@@ -272,6 +280,31 @@ def count_bytes(x, counts):
         counts[3, x[i + 3]] += one
     for i in range(fours, x.size):
         counts[0, x[i]] += one
+    return counts.sum(0)
+
+
+@numba.njit(nogil=True, cache=True)
+def count_codes(x, signed, zero_point, scale):
+    "float64 (8,): the numbers of a summary, from the codes as bytes."
+    counts, out = count_bytes(x), np.zeros(8)
+    order = np.arange(128, 384) % 256 if signed else np.arange(256)
+    floats, ends = np.empty(256), np.cumsum(counts[order])
+    for j in range(256):
+        code = order[j] - 256 if signed and order[j] > 127 else order[j]
+        floats[j] = np.float64(np.float32(code - zero_point) * scale)
+    there = counts[order] / x.size
+    mean = np.sum(there * floats)
+    for j, part in enumerate(PARTS):
+        position = part * (x.size - 1)
+        below = int(position)
+        low = floats[np.searchsorted(ends, below, side="right")]
+        high = floats[np.searchsorted(ends, min(below + 1, x.size - 1), side="right")]
+        out[1 + j] = low + (high - low) * (position - below)
+    used = np.flatnonzero(there)
+    out[0], out[4], out[5] = floats[used[0]], floats[used[-1]], mean
+    out[6] = math.sqrt(np.sum(there * (floats - mean) ** 2))
+    out[7] = np.sum(there[floats == 0])
+    return out
 
 # %% ../../nbs/reports/01_distribution.ipynb #e699af5e
 @numba.njit(nogil=True, cache=True, fastmath=FREE_ORDER)
@@ -503,6 +536,11 @@ class Line:
     summary: Summary
     match: Match | None = None  # of the quantized model's rows
 
+    @cached_property
+    def text(self) -> str:
+        "The row of the file, behind the running number."
+        return csv_line(self.cells())
+
     def cells(self) -> tuple:
         "The columns behind the running number."
         p, s, m = self.place, self.summary, self.match
@@ -523,6 +561,14 @@ def comparison(pair: Pair) -> tuple[Summary, Summary | None, Match | None]:
     other = twin.summary() if isinstance(twin, Codes) else summarize(twin)
     ends, finite = (other.low, other.high), first.finite and other.finite
     return first, other, match(*pair, ends, finite)
+
+
+def lines_of(place: Place, compared: tuple) -> Iterator[Line]:
+    "The rows of a place: Origin, and Dequant where there is a twin."
+    first, other, alike = compared
+    yield Line(place, first)
+    if other is not None:
+        yield Line(place, other, alike)
 
 # %% ../../nbs/reports/01_distribution.ipynb #91aa8463
 COLUMNS = (
@@ -547,8 +593,8 @@ class Round:
 
     def csv(self) -> str:
         "The text of `round_<number>.csv`; the first column has no name and counts the rows."
-        rows = [("", *COLUMNS), *((n, *line.cells()) for n, line in enumerate(self.lines))]
-        return "".join(map(csv_line, rows))
+        rows = (f"{number},{line.text}" for number, line in enumerate(self.lines))
+        return csv_line(("", *COLUMNS)) + "".join(rows)
 
     def frame(self):
         "The same rows as a pandas DataFrame."
@@ -599,8 +645,8 @@ class SideBySide:
         return {a: (first[a], other[b]) for a, b in self.pairs if a in wanted and b in other}
 
     @cached_property
-    def constants(self) -> dict[Place, tuple]:
-        "The comparisons of all constants."
+    def constants(self) -> dict[Place, list[Line]]:
+        "The rows of all constants, which are the same in each round."
         places = [place for place in self.places if place.constant]
         values = constant_values(self.model, {place.twin for place in places if place.twin})
         own, found = self.graph.model.graph.initializers, {}
@@ -609,7 +655,7 @@ class SideBySide:
             twin = planned_constant(self.graph, self.plan, place) if twin is None else twin
             array = constant(own[place.tensor])
             if array.size:
-                found[place] = comparison((array, twin))
+                found[place] = list(lines_of(place, comparison((array, twin))))
         return found
 
     def rounds(self, samples: Iterable[dict[str, np.ndarray]]) -> Iterator[Round]:
@@ -633,9 +679,7 @@ class SideBySide:
     def lines(self, found: dict[tuple[str, str], tuple]) -> Iterator[Line]:
         "The rows from the comparisons of all pairs of tensors."
         for place in self.places:
-            key = (place.tensor, place.twin)
-            compared = self.constants.get(place) if place.constant else found.get(key)
-            if compared is not None:
-                yield Line(place, compared[0])
-                if compared[1] is not None:
-                    yield Line(place, *compared[1:])
+            if place.constant:
+                yield from self.constants.get(place, ())
+            elif (place.tensor, place.twin) in found:
+                yield from lines_of(place, found[place.tensor, place.twin])
