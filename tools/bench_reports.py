@@ -90,7 +90,7 @@ def main() -> None:
     """One row for the bare runs, one for the reports without and with the sensitivity."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--zoo", type=Path, required=True, help="folder with models/ and images")
-    parser.add_argument("--samples", type=int, default=50)
+    parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--one", help=argparse.SUPPRESS)

@@ -25,7 +25,7 @@ from .verify import VerifyTable
 from ..statistics.observe import observe
 
 # %% auto #0
-__all__ = ['OURS', 'clear', 'write_round', 'first_costs', 'write_page', 'write_reports']
+__all__ = ['OURS', 'FEWEST', 'clear', 'write_round', 'first_costs', 'write_page', 'write_reports']
 
 # %% ../../nbs/reports/07_folder.ipynb #76a7efa8
 OURS = re.compile(r"round_\d+\.csv|quant_param\.csv|output_summary\.csv|report\.html")
@@ -51,13 +51,17 @@ def write_round(folder: Path, both: SideBySide, found: Round) -> None:
     write_whole(folder / f"round_{found.number}.csv", found.csv().encode())
 
 
+FEWEST = 8  # nodes whose cost is measured, however few rounds there are
+
+
 def first_costs(
-    both: SideBySide, sample: dict[str, np.ndarray], backend: Backend | None
+    both: SideBySide, sample: dict[str, np.ndarray], backend: Backend | None, rounds: int
 ) -> SensitivityTable | None:  # fmt: skip
-    "The sensitivity on one sample; None for a Plan that has no activations to look at."
+    "The sensitivity on one sample, with a run for four rounds; None without activations to look at."
     if backend is None or both.plan.mode != "FULL_QUANT":
         return None
-    return sensitivity(both.graph, both.plan, observe(both.graph, [sample]), [sample], backend, 1)
+    statistics, runs = observe(both.graph, [sample]), max(FEWEST, rounds // 4)
+    return sensitivity(both.graph, both.plan, statistics, [sample], backend, 1, runs)
 
 
 def write_page(
@@ -66,7 +70,8 @@ def write_page(
 ) -> None:  # fmt: skip
     "Write `report.html`."
     tensors = both.tensors(sample, {place.tensor for place in layers.worst()})
-    costs = first_costs(both, sample, backend)
+    rounds = next(iter(layers.tallies.values())).rounds
+    costs = first_costs(both, sample, backend, rounds)
     title = f"{Path(both.graph.name).stem}: {both.plan.mode} for {both.plan.backend}"
     text = report_page(title, both.graph, both.plan, layers, tensors, table, costs)
     write_whole(folder / "report.html", text.encode())

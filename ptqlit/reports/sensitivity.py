@@ -23,7 +23,7 @@ from ..model.graph import Graph, constant, layer_of, set_constant, tensor_names
 from ..model.plan import Plan, TensorPlan
 from ..model.runtime import open_session
 from .distribution import watching
-from ..statistics.histogram import BITS, SIDE, Counts
+from ..statistics.histogram import BITS, Counts, occupied
 from ..statistics.observe import Statistics
 from ..storage.apply import scale_channels
 from ..storage.pairs import constant_codes, pair_nodes, place_behind
@@ -34,7 +34,7 @@ __all__ = ['PREFIX', 'WORKING', 'MOSTLY', 'FAR', 'APART', 'EMPTY', 'CAUSES', 'HE
            'constants_on', 'switch_constants', 'owners_of', 'switch_activation', 'switch_board', 'Switches',
            'noise_ratio', 'costs', 'decibels', 'Cause', 'Scene', 'clipping', 'cut_off', 'outlier', 'one_channel',
            'outlier_weights', 'far_apart', 'bias_limits', 'many_zeros', 'saturating_pairs', 'SensitivityRow',
-           'SensitivityTable', 'channel_peaks', 'written_by', 'sensitivity']
+           'SensitivityTable', 'channel_peaks', 'written_by', 'own_noise', 'sensitivity', 'table_rows']
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #8be06a8e
 PREFIX = "switch of "  # before the name of a constant (node and tensor) or of an activation
@@ -287,9 +287,8 @@ MOSTLY = 0.5  # share of a tensor's noise that makes something its cause
 
 def clipping(counts: Counts, plan: TensorPlan) -> tuple[float, float]:
     "Share of the values beyond what the codes reach, and its share in the tensor's noise."
-    places = np.flatnonzero(counts.bins)
-    width = 2.0 ** (counts.k - BITS)
-    values, number = (places - SIDE + 0.5) * width, counts.bins[places]
+    width, (edges, number) = 2.0 ** (counts.k - BITS), occupied(counts)
+    values = edges + width / 2
     scale, zero = float(plan.scale), int(plan.zero_point)
     low, high = (plan.format.qmin - zero) * scale, (plan.format.qmax - zero) * scale
     beyond = np.maximum(np.maximum(low - values, values - high), 0)
@@ -492,6 +491,23 @@ def written_by(graph: Graph, plan: Plan) -> dict[str, ir.Value]:
     return found
 
 
+def own_noise(scene: Scene) -> float:
+    "Noise over signal that a node adds in its own tensors, from the histogram and the weights alone."
+    counts, plan, weight = scene.counts(), scene.output, scene.constant("weight")
+    total, layer = 0.0, layer_of(scene.node)
+    if plan is not None and counts is not None and plan.scale.ndim == 0:
+        edges, number = occupied(counts)
+        width = 2.0 ** (counts.k - BITS)
+        signal = float(number @ (edges + width / 2) ** 2)
+        inside = float(plan.scale) ** 2 / 12 * counts.total
+        part = clipping(counts, plan)[1]
+        total += inside / max(1 - part, 1e-6) / max(signal, 1e-300)
+    if weight is not None and layer is not None:
+        error = quantized(layer.node.inputs[1], weight) - layer.weight
+        total += float(np.sum(error**2) / max(np.sum(layer.weight**2), 1e-300))
+    return total
+
+
 def sensitivity(
     graph: Graph,
     plan: Plan,
@@ -499,21 +515,29 @@ def sensitivity(
     samples: Iterable[dict[str, np.ndarray]],
     backend: Backend,
     most: int = 4,  # samples to run
-    nodes: Iterable[str] | None = None,  # look at these only
+    runs: int | None = None,  # nodes to run: those that are noisiest in their own tensors
 ) -> SensitivityTable:
     "What each node costs alone, and why; InputError without samples."
     switches, few = Switches(graph, plan), list(islice(iter(samples), most))
     if not few:
         raise InputError("no samples for the sensitivity: expected at least one.", FILE_FAILED)
-    wanted = [n for n in switches.of_node if nodes is None or n in set(nodes)]
-    ratios, written = costs(switches, few, wanted), written_by(switches.graph, plan)
+    written = written_by(switches.graph, plan)
     activations = {t.name: t for t in plan.tensors if t.role == "activation"}
     peaks = channel_peaks(switches.graph, few, [v.name for v in written.values()])
-    by_name, total, rows = {n.name: n for n in switches.graph.nodes}, sum(ratios.values()), []
+    by_name = {n.name: n for n in switches.graph.nodes}
+    scenes = {
+        name: Scene(by_name[name], written[name], plan, activations, statistics, peaks, backend)
+        for name in switches.of_node
+    }
+    noisiest = sorted(scenes, key=lambda name: -own_noise(scenes[name])) if runs else list(scenes)
+    ratios = costs(switches, few, noisiest[:runs])
+    return SensitivityTable(tuple(table_rows(ratios, scenes)))
+
+
+def table_rows(ratios: dict[str, float], scenes: dict[str, Scene]) -> Iterator[SensitivityRow]:
+    "The rows, the most expensive node first."
+    total = sum(ratios.values())
     for name, ratio in sorted(ratios.items(), key=lambda item: -item[1]):
-        node = by_name[name]
-        scene = Scene(node, written[name], plan, activations, statistics, peaks, backend)
-        causes = tuple(filter(None, (look(scene) for look in CAUSES)))
-        share = ratio / total if total else 0.0
-        rows.append(SensitivityRow(name, node.op_type, decibels(ratio), share, causes))
-    return SensitivityTable(tuple(rows))
+        causes = tuple(filter(None, (look(scenes[name]) for look in CAUSES)))
+        share, operator = ratio / total if total else 0.0, scenes[name].node.op_type
+        yield SensitivityRow(name, operator, decibels(ratio), share, causes)
