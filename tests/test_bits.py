@@ -72,7 +72,9 @@ def file_of(pieces: list, opset: int = 18, ir_version: int = 8) -> bytes:
         nodes, constants = nodes + piece.nodes + [add], constants + piece.constants
         outputs.append(y)
     opsets = {"": opset}
-    graph = ir.Graph([x], outputs, nodes=nodes, initializers=constants, opset_imports=opsets, name="g")
+    graph = ir.Graph(
+        [x], outputs, nodes=nodes, initializers=constants, opset_imports=opsets, name="g"
+    )
     return ir.to_proto(ir.Model(graph, ir_version=ir_version)).SerializeToString()
 
 
@@ -103,7 +105,9 @@ def test_planes_and_stream_round_trip(bits, shape, seed):
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_a_stream_bit_by_bit(bits):
     codes = np.random.default_rng(bits).integers(-(1 << bits >> 1), 1 << bits - 1, 37)
-    by_hand = sum((int(code) + (1 << bits >> 1)) << bits * place for place, code in enumerate(codes))
+    by_hand = sum(
+        (int(code) + (1 << bits >> 1)) << bits * place for place, code in enumerate(codes)
+    )
     stream = reference_stream(codes, bits)
     assert int.from_bytes(stream.astype(f"<u{stream.itemsize}").tobytes(), "little") == by_hand
 

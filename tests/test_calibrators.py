@@ -1,4 +1,5 @@
 """One battery for every method and every accumulator, and the methods against slow, plain oracles."""
+
 from __future__ import annotations
 
 import importlib
@@ -13,7 +14,16 @@ import pytest
 
 import ptqlit.statistics
 from ptqlit.arithmetic.affine import INT8, UINT8, NumberFormat, choose_affine, dequantize, quantize
-from ptqlit.calibrators.kl import COMB_VALUES, FEW_VALUES, LEVELS, divergences, is_comb, kl, magnitudes, plain_divergences
+from ptqlit.calibrators.kl import (
+    COMB_VALUES,
+    FEW_VALUES,
+    LEVELS,
+    divergences,
+    is_comb,
+    kl,
+    magnitudes,
+    plain_divergences,
+)
 from ptqlit.calibrators.max_min import CALIBRATORS, Options, find_calibrator
 from ptqlit.calibrators.mse import best_ends, expected_error, sides
 from ptqlit.config.file import Config
@@ -26,7 +36,12 @@ from ptqlit.statistics.histogram import Counts, count_numba, count_numpy, value_
 from ptqlit.statistics.observe import TensorStatistics, observe
 
 DIGITS = Path(__file__).resolve().parents[1] / "data" / "digits"
-FORMATS = {"uint8": UINT8, "int8": INT8, "asymmetric int8": NumberFormat(8, True), "uint4": NumberFormat(4)}
+FORMATS = {
+    "uint8": UINT8,
+    "int8": INT8,
+    "asymmetric int8": NumberFormat(8, True),
+    "uint4": NumberFormat(4),
+}
 RANDOM = np.random.default_rng(0)
 
 CASES = {
@@ -70,6 +85,7 @@ def seen(*samples: np.ndarray) -> TensorStatistics:
 
 # ---------------------------------------------------------------- every registered method
 
+
 def test_words_of_the_configuration_and_methods_are_the_same_set():
     assert set(FullQuantParam.kind("activation_quant_method").words) == set(CALIBRATORS)
     assert set(METHODS) == set(CALIBRATORS.values())
@@ -81,7 +97,9 @@ def test_usable_range(word, case):
     statistics = seen(*arrays(case))
     for name, fmt in FORMATS.items():
         chosen = find_calibrator(word)(statistics, fmt, Options())
-        assert math.isfinite(chosen.lo) and math.isfinite(chosen.hi) and chosen.lo <= chosen.hi, name
+        assert math.isfinite(chosen.lo) and math.isfinite(chosen.hi) and chosen.lo <= chosen.hi, (
+            name
+        )
         affine = choose_affine(chosen.lo, chosen.hi, fmt)
         assert np.isfinite(affine.scale) and affine.scale > 0, name
         assert fmt.qmin <= affine.zero_point <= fmt.qmax
@@ -114,7 +132,10 @@ def test_pure_and_without_order(word):
 @pytest.mark.parametrize("word", sorted(CALIBRATORS))
 def test_scaling_the_values_by_a_power_of_two_scales_the_range(word):
     x = np.concatenate([RANDOM.normal(size=20_000), [9.0, -14.0]])
-    small, large = find_calibrator(word)(seen(x), UINT8), find_calibrator(word)(seen(x * 1024), UINT8)
+    small, large = (
+        find_calibrator(word)(seen(x), UINT8),
+        find_calibrator(word)(seen(x * 1024), UINT8),
+    )
     assert np.allclose([small.lo * 1024, small.hi * 1024], [large.lo, large.hi], rtol=1e-6)
 
 
@@ -124,6 +145,7 @@ def test_unknown_word():
 
 
 # ---------------------------------------------------------------- every accumulator
+
 
 def accumulators() -> dict[str, type]:
     """Classes of the statistics room with update and merge."""
@@ -153,7 +175,10 @@ def channels(x: np.ndarray) -> np.ndarray:
 HOW_TO_MAKE = {
     "Histogram": (lambda kind: kind(), lambda x: x),
     "ChannelMeans": (lambda kind: kind(1), channels),
-    "ExactSum": (lambda kind: kind(1), lambda x: np.nan_to_num(x.astype(np.float64)).sum(keepdims=True)),
+    "ExactSum": (
+        lambda kind: kind(1),
+        lambda x: np.nan_to_num(x.astype(np.float64)).sum(keepdims=True),
+    ),
     "TensorStatistics": (lambda kind: kind(), lambda x: x),
     "Statistics": (lambda kind: kind({"t": TensorStatistics()}), lambda x: {"t": x}),
 }
@@ -188,7 +213,13 @@ def test_kernel_and_plain_numpy_count_alike(case):
     for x in [*arrays(case), np.asarray(CASES[case], np.float32)]:
         ours, plain = count_numba(x), count_numpy(x)
         assert state(ours.bins) == state(plain.bins)
-        assert [ours.k, ours.lo, ours.hi, ours.zeros, ours.nans] == [plain.k, plain.lo, plain.hi, plain.zeros, plain.nans]
+        assert [ours.k, ours.lo, ours.hi, ours.zeros, ours.nans] == [
+            plain.k,
+            plain.lo,
+            plain.hi,
+            plain.zeros,
+            plain.nans,
+        ]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if np.isfinite(CASES[case]).any()])
@@ -198,10 +229,14 @@ def test_values_in_order(case):
     for place in {0, len(ordered) // 3, len(ordered) // 2, len(ordered) - 1}:
         below, above = value_at(counts, place), value_at(counts, place, upper=True)
         assert below <= ordered[place] <= above and above - below <= 2.0 ** (counts.k - 12)
-    assert (value_at(counts, 0), value_at(counts, len(ordered) - 1, True)) == (ordered[0], ordered[-1])
+    assert (value_at(counts, 0), value_at(counts, len(ordered) - 1, True)) == (
+        ordered[0],
+        ordered[-1],
+    )
 
 
 # ---------------------------------------------------------------- against oracles
+
 
 @pytest.fixture(scope="module")
 def digits() -> dict[str, TensorStatistics]:
@@ -228,7 +263,9 @@ def random_values(seed: int) -> np.ndarray:
 
 
 def test_kl_against_the_plain_loop(digits):
-    found = [t.counts for t in digits.values()] + [count_numba(random_values(s)) for s in range(200)]
+    found = [t.counts for t in digits.values()] + [
+        count_numba(random_values(s)) for s in range(200)
+    ]
     found = [c for c in found if c.lo < c.hi]
     assert len(found) >= 200
     for counts in found:
@@ -241,7 +278,10 @@ def test_kl_against_the_plain_loop(digits):
 def test_kl_on_exact_histograms():
     u = (np.arange(20_000) + 0.5) / 20_000
     laplace = np.where(u < 0.5, np.log(2 * u), -np.log(2 * (1 - u)))
-    for x, kept, limit, divergence in ((laplace, 1649, 7.976466, 0.0207151), (2 * u - 1, 2047, 0.9997059, None)):
+    for x, kept, limit, divergence in (
+        (laplace, 1649, 7.976466, 0.0207151),
+        (2 * u - 1, 2047, 0.9997059, None),
+    ):
         interval = np.abs(x).max() / 2048
         content = np.bincount(np.minimum((np.abs(x) / interval).astype(int), 2047), minlength=2048)
         scores = divergences(content.astype(float))
@@ -287,7 +327,9 @@ def edge_pairs(counts: Counts, random, ends: tuple[float, float]) -> list[tuple[
     """10,000 pairs of bin edges, half of them close to `ends`."""
     negative, positive = sides(counts)
     near = np.searchsorted(negative.edges, -ends[0]), np.searchsorted(positive.edges, ends[1])
-    places = np.concatenate([random.integers(0, 4097, (5000, 2)), near + random.integers(-30, 31, (5000, 2))])
+    places = np.concatenate(
+        [random.integers(0, 4097, (5000, 2)), near + random.integers(-30, 31, (5000, 2))]
+    )
     pairs = {(-negative.edges[a], positive.edges[b]) for a, b in np.clip(places, 0, 4096)}
     return [(lo, hi) for lo, hi in pairs if lo < hi]
 
@@ -305,7 +347,9 @@ def test_mse_on_real_tensors(digits):
     for name, tensor in digits.items():
         ours = expected_error(tensor.counts, *best_ends(tensor.counts, UINT8), UINT8)
         pairs = edge_pairs(tensor.counts, RANDOM, best_ends(tensor.counts, UINT8))[::40]
-        assert ours <= min(expected_error(tensor.counts, lo, hi, UINT8) for lo, hi in pairs) * 1.001, name
+        assert (
+            ours <= min(expected_error(tensor.counts, lo, hi, UINT8) for lo, hi in pairs) * 1.001
+        ), name
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -324,10 +368,16 @@ def test_removal_outlier_against_sorting():
         statistics = seen(*samples)
         ends = []
         for x in map(np.sort, samples):
-            places = (min(int(part * np.float32(x.size)), x.size - 1) for part in (np.float32(1e-4), np.float32(0.9999)))
+            places = (
+                min(int(part * np.float32(x.size)), x.size - 1)
+                for part in (np.float32(1e-4), np.float32(0.9999))
+            )
             ends.append([x[place] for place in places])
         lo, hi = np.mean(ends, axis=0, dtype=np.float64)
-        chosen, width = find_calibrator("REMOVAL_OUTLIER")(statistics, UINT8), 2.0 ** (statistics.counts.k - 12)
+        chosen, width = (
+            find_calibrator("REMOVAL_OUTLIER")(statistics, UINT8),
+            2.0 ** (statistics.counts.k - 12),
+        )
         assert lo - width <= chosen.lo <= lo + 1e-9 and hi - 1e-9 <= chosen.hi <= hi + width
 
 

@@ -193,7 +193,9 @@ def of_files(folder, per_channel: str = "false") -> Config:
 def test_kept_statistics_are_those_of_the_factors(folder, tmp_path):
     flags, files = Flags(statistics_file=str(tmp_path / "s.npz")), []
     for place, word in enumerate(["true", "false", "false"]):
-        made = convert(folder / "m.onnx", of_files(folder, word), tmp_path / str(place), flags=flags)
+        made = convert(
+            folder / "m.onnx", of_files(folder, word), tmp_path / str(place), flags=flags
+        )
         files.append(made.path.read_bytes())
     alone = convert(folder / "m.onnx", of_files(folder), tmp_path / "alone").path.read_bytes()
     assert files[1] == files[2] == alone != files[0]

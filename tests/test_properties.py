@@ -41,7 +41,15 @@ from ptqlit.model.plan import (
 from ptqlit.model.runtime import open_session
 from ptqlit.quantizers.bias_correction import error_of_mean
 from ptqlit.statistics.histogram import SIDE, Histogram, count_numba, count_numpy, needed_k
-from ptqlit.statistics.moments import LIMBS, ChannelMeans, ExactSum, add_numpy, sums_kernel, sums_numpy, unit
+from ptqlit.statistics.moments import (
+    LIMBS,
+    ChannelMeans,
+    ExactSum,
+    add_numpy,
+    sums_kernel,
+    sums_numpy,
+    unit,
+)
 from ptqlit.statistics.observe import TensorStatistics
 
 
@@ -263,7 +271,9 @@ def test_channel_sums_have_no_order(x, random):
     assert np.array_equal(sums, sums_kernel(np.ascontiguousarray(x[::-1, :, order]), 1 / step))
     exact = [sum(map(Fraction, x[:, c].ravel().tolist())) for c in range(x.shape[1])]
     values = x.shape[0] * x.shape[2]
-    assert all(abs(int(s) * Fraction(step) - e) <= values * Fraction(step) / 2 for s, e in zip(sums, exact))
+    assert all(
+        abs(int(s) * Fraction(step) - e) <= values * Fraction(step) / 2 for s, e in zip(sums, exact)
+    )
 
 
 @properties(30)

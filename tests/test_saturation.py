@@ -119,7 +119,9 @@ def by_hand(x, weight, strides, dilations, pads, zero_point, group):
     sums = np.zeros((len(x), tall, wide, outputs), int)
     for n, i, j, out in np.ndindex(sums.shape):
         top, left = i * strides[0], j * strides[1]
-        window = padded[n, top : top + reach[0] : dilations[0], left : left + reach[1] : dilations[1]]
+        window = padded[
+            n, top : top + reach[0] : dilations[0], left : left + reach[1] : dilations[1]
+        ]
         first = out // (outputs // group) * inputs
         part = window[..., first : first + inputs]
         sums[n, i, j, out] = (part * np.moveaxis(weight[out].astype(int), 0, -1)).sum()

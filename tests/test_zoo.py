@@ -119,4 +119,6 @@ def test_relu6_cannot_be_equalized(tmp_path):
     source, config = ZOO / "models" / f"{name}.onnx", config_of(name, "per_channel=false\n")
     path, plan, table = convert(source, config, tmp_path / "q", progress=False)
     assert table.problems == [] and plan.factors == ()
-    assert any("0 of 27" in note and "a Clip with an upper bound (27: " in note for note in plan.notes)
+    assert any(
+        "0 of 27" in note and "a Clip with an upper bound (27: " in note for note in plan.notes
+    )

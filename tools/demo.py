@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 from rich.console import Console
 from rich.table import Table
 
 import ptqlit
 from ptqlit.arithmetic.measure import agreement, paired_top1, sqnr
 from ptqlit.model.graph import prepare
-from ptqlit.model.runtime import open_session, paired_latency
+from ptqlit.model.runtime import open_session, paired_latency, run_batches
+from ptqlit.reports.distribution import Codes, SideBySide
 from ptqlit.samples.image import read_image
+from ptqlit.storage.apply import apply_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "data" / "digits"
@@ -54,22 +55,20 @@ def test_set() -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(images), rows[:, 1].astype(int)
 
 
-def values_of(path: Path, images: np.ndarray, names: list[str]) -> list[np.ndarray]:
-    """Run a model and return the inner tensors with these names, then its output."""
-    proto = onnx.load(path)
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    output, session = proto.graph.output[0].name, open_session(proto.SerializeToString())
-    return session.run([*names, output], {session.get_inputs()[0].name: images})
+def logits_of(path: Path, images: np.ndarray) -> np.ndarray:
+    """Run a model."""
+    return run_batches(open_session(path), [{"input": images}])
 
 
-def compare_layers(int8: Path, plan: ptqlit.Plan, images: np.ndarray) -> list[Layer]:
+def compare_layers(plan: ptqlit.Plan, images: np.ndarray) -> list[Layer]:
     """Pair every tensor that int8 stores as codes with its float twin, and the logits."""
-    coded = [t.name for t in plan.tensors if t.role == "activation" and t.method != "shared"]
-    names = [name for name in coded if name != "input"]
-    reference = values_of(MODEL, images, names)
-    other = values_of(int8, images, [f"{name}_DequantizeLinear_Output" for name in names])
-    labels = [name.removesuffix("_out").removesuffix("_relu").removesuffix("_bn") for name in names]
-    return list(map(Layer, [*labels, "logits"], reference, other))
+    graph = prepare(MODEL)
+    names = [t.name for t in plan.tensors if t.role == "activation" and t.method != "shared"]
+    both = SideBySide(graph, plan, apply_plan(graph, plan))
+    pairs = both.tensors({"input": images}, [*names[1:], "logits"])
+    floats = {n: (f, q.floats if isinstance(q, Codes) else q) for n, (f, q) in pairs.items()}
+    labels = (name.removesuffix("_out").removesuffix("_relu").removesuffix("_bn") for name in floats)
+    return [Layer(label, *values) for label, values in zip(labels, floats.values())]
 
 
 # ---------------------------------------------------------------- what is shown
@@ -149,12 +148,12 @@ def main() -> int:
     folder = parser.parse_args().out
     conversion = ptqlit.convert(MODEL, CONFIG, folder / "digits_int8")
     images, labels = test_set()
-    logits = Layer("logits", *(values_of(p, images, [])[0] for p in (MODEL, conversion.path)))
+    logits = Layer("logits", *(logits_of(p, images) for p in (MODEL, conversion.path)))
     sessions = open_session(conversion.path), open_session(MODEL)
     ratio = paired_latency(*sessions, {"input": images[:1]}, seconds=1.5)
     rows = rows_of(conversion, logits, labels, ratio)
     show(rows, f"digits: {len(labels)} test pictures")
-    layers = compare_layers(conversion.path, conversion.plan, images[:LAYER_IMAGES])
+    layers = compare_layers(conversion.plan, images[:LAYER_IMAGES])
     draw(layers, folder / "digits.png")
     for path in (conversion.path, folder / "digits.png"):
         print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

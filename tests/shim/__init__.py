@@ -1,4 +1,5 @@
 """Run CUDA source on a CPU: compile it with g++ behind shim.h and call the kernels through ctypes."""
+
 from __future__ import annotations
 
 import ctypes
@@ -14,9 +15,7 @@ from pathlib import Path
 import numpy as np
 
 HEADER = Path(__file__).with_name("shim.h")
-KERNEL = re.compile(
-    r'extern\s+"C"\s+__global__\s+(?:__launch_bounds__\([^)]*\)\s+)?void\s+(\w+)'
-)
+KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+(?:__launch_bounds__\([^)]*\)\s+)?void\s+(\w+)')
 FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC")
 STUB = (
     'extern "C" int launch_{0}(unsigned a, unsigned b, unsigned c, unsigned x, unsigned y, unsigned z,'
