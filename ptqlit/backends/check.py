@@ -45,7 +45,8 @@ def verdict(broken: list[Broken], backend: Backend, most: int = 5) -> list[str]:
     for one in broken:
         more = f" and {len(one.names) - most} more" if len(one.names) > most else ""
         names = ", ".join(one.names[:most])
-        lines.append(f"  broken {len(one.names)} times: {one.rule}: {names}{more}")
+        times = f"{len(one.names)} times" if len(one.names) > 1 else "once"
+        lines.append(f"  broken {times}: {one.rule}: {names}{more}")
     return lines
 
 # %% ../../nbs/backends/01_check.ipynb #bb518579

@@ -113,7 +113,8 @@ def find_rule(
     reasons = [why_not(node, rule, graph) for rule in rows]
     if "" in reasons:
         return rows[reasons.index("")], ""
-    return None, reasons[0] if reasons else "no integer kernel"
+    without = "no integer kernel" if backend.runs_here else f"computes in float on {backend.name}"
+    return None, reasons[0] if reasons else without
 
 # %% ../../nbs/backends/00_rules.ipynb #26aacad9
 @dataclass(frozen=True)

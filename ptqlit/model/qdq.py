@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .graph import check_proto, read_proto
 # %% auto #0
 __all__ = ['LAYERS', 'LINEAR', 'Reader', 'Linear', 'Tables', 'tables_of', 'array_of', 'stored_codes', 'final_readers',
            'codes_type', 'linear_of', 'linears', 'read_model', 'Operator', 'Tensor', 'Records', 'operator_of',
-           'tensor_of', 'tensors_of', 'records_of']
+           'tensor_of', 'tensors_of', 'open_records', 'records_of']
 
 # %% ../../nbs/model/03_qdq.ipynb #a29a6de7
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -75,9 +75,10 @@ def tables_of(graph: onnx.GraphProto) -> Tables:
 
 
 def array_of(tables: Tables, name: str) -> np.ndarray | None:
-    "A constant of the graph; None for what is computed."
+    "A constant of the graph; None for what is computed, or stands outside the message."
     found = tables.constants.get(name)
-    return None if found is None else numpy_helper.to_array(found)
+    outside = found is None or found.data_location == onnx.TensorProto.EXTERNAL
+    return None if outside else numpy_helper.to_array(found)
 
 
 def stored_codes(node: onnx.NodeProto, tables: Tables) -> onnx.TensorProto | None:
@@ -211,8 +212,17 @@ def tensors_of(model: onnx.ModelProto) -> dict[str, Tensor]:
     return {i.name: tensor_of(i) for i in infos if i.type.tensor_type.elem_type}
 
 
+def open_records(path: str | Path) -> Records:
+    "A file as records, tensors outside the message included; InputError (MODEL_INVALID) for what is no model."
+    model = read_model(path)
+    records = records_of(model)  # shapes are inferred from the message alone
+    onnx.load_external_data_for_model(model, str(Path(path).parent))
+    linear = tuple(linears(model))
+    return replace(records, linears=linear, tables=tables_of(model.graph))
+
+
 def records_of(model: onnx.ModelProto) -> Records:
-    "A model as records."
+    "A model in memory as records."
     graph, tables = model.graph, tables_of(model.graph)
     nodes = (operator_of(node) for node in graph.node if node.op_type not in LINEAR)
     inputs = (i.name for i in graph.input if i.name not in tables.constants)
