@@ -65,7 +65,12 @@ bench: $(STAMP) ## compare with quantize_static on the models in ZOO=folder
 	@test -n "$(ZOO)" || { echo "bench needs a folder of models: make bench ZOO=folder"; exit 2; }
 	$(PY) tools/bench.py --zoo "$(ZOO)" $(if $(OUT),--out "$(OUT)")
 	$(PY) tools/bench_methods.py --zoo "$(ZOO)"
+	$(PY) tools/bench_calibration.py --zoo "$(ZOO)"
 	$(PY) tools/bench_overlap.py --zoo "$(ZOO)"
+	$(PY) tools/bench_per_layer.py --zoo "$(ZOO)"
+	$(PY) tools/bench_weights.py --zoo "$(ZOO)"
+	$(PY) tools/bench_dynamic.py --zoo "$(ZOO)"
+	$(PY) tools/bench_large.py
 
 bench-gpu: $(STAMP) ## bandwidth and bits of the GPU's kernels; without a GPU it says so
 	@$(PY) tools/bench_gpu.py

@@ -5,6 +5,7 @@
 # %% ../nbs/90_pipeline.ipynb #31cc57fd
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -27,9 +28,11 @@ from .calibrators.removal_outlier import removal_outlier
 from .config.file import Config, flag_warnings, requirements
 from .errors import FILE_FAILED, OPERATOR_FAILED, PATH_FAILED, InputError
 from .model.graph import Graph, find_nodes, prepare
-from .model.plan import EndPlan, Plan, load_plan, save_plan, write_whole
+from .model.plan import EndPlan, FactorPlan, Plan, load_plan, save_plan, write_whole
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
+from .quantizers.equalization import equalize
+from .quantizers.dynamic import dynamic_plan
 from .quantizers.full import full_plan
 from .quantizers.mixed_bit import auto_tune, mixed_plan, stand_in
 from .quantizers.weight import WeightOptions, weight_plan
@@ -50,16 +53,16 @@ from .statistics.cluster import observe_cluster
 from .statistics.gpu import counter
 from .statistics.keep import load_statistics, save_statistics, statistics_key
 from .statistics.observe import Statistics, check_inputs, observe, odd_tensors
-from .storage.apply import apply_plan
+from .storage.apply import apply_plan, scale_channels
 from .storage.write import output_path, write_model
 
 # %% auto #0
-__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config', 'Flags', 'Job',
-           'refuse_unready', 'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes', 'make_plan',
-           'end_plan', 'wanted_ends', 'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files',
-           'refuse_mixed', 'workspace_of', 'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish',
-           'weight_options', 'counting_flags', 'tuning_samples', 'tuned_scale', 'quantize_weights', 'quantize_full',
-           'convert', 'apply']
+__all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'Factors', 'SAMPLE_FLAGS', 'SOME', 'QUANTIZERS', 'Conversion', 'as_config',
+           'Flags', 'Job', 'refuse_unready', 'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes',
+           'make_plan', 'end_plan', 'wanted_ends', 'factors_of', 'factors_key', 'refuse_unused', 'make_dynamic_plan',
+           'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed', 'workspace_of',
+           'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish', 'weight_options',
+           'tuning_samples', 'tuned_scale', 'quantize_weights', 'quantize_full', 'quantize_dynamic', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
@@ -181,7 +184,8 @@ def make_plan(
     skipped, asked = skipped_nodes(graph, config), {end.tensor for end in ends if end.tensor}
     method = config.full.activation_quant_method
     calibrator = partial(find_calibrator(method), options=Options(config.full.percentile))
-    chosen = (method, calibrator, skipped, str(config), asked)
+    per_channel = config.full.per_channel
+    chosen = (method, calibrator, skipped, str(config), per_channel, asked)
     plan = full_plan(graph, statistics, backend, *chosen)
     return correct(plan, graph, statistics, backend) if config.full.bias_correction else plan
 
@@ -214,8 +218,46 @@ def wanted_ends(graph: Graph, config: Config, flags: Flags) -> tuple[EndPlan, ..
             found += [end_plan(v, wanted, flag, config) for v in dict.fromkeys(values)]
     return tuple(filter(None, found))
 
+# %% ../nbs/90_pipeline.ipynb #8f317dc7
+Factors = tuple[FactorPlan, ...]
+
+
+def factors_of(graph: Graph, config: Config, backend: Backend) -> tuple[Factors, tuple[str, ...]]:
+    "Factors that make channels alike where a weight gets one scale, and notes; none for a scale a channel."
+    wanted = not config.full.per_channel and backend.equalize
+    return equalize(graph) if wanted else ((), ())
+
+
+def factors_key(factors: Factors) -> str:
+    "What the key of statistics says about factors; empty for none."
+    digest = hashlib.sha256()
+    for plan in factors:
+        for part in (plan.outputs, plan.inputs):
+            digest.update(f"{plan.node} {0 if part is None else part.size} ".encode())
+            digest.update(b"" if part is None else part.tobytes())
+    return digest.hexdigest() if factors else ""
+
+# %% ../nbs/90_pipeline.ipynb #884b6a17
+SAMPLE_FLAGS = {  # flags that say how to calibrate -> their defaults
+    "statistics_file": "", "cluster": "", "calibrate_device": "cpu", "memory": None,
+}  # fmt: skip
+
+
+def refuse_unused(mode: str, given: dict[str, object], flags: Flags) -> None:
+    "Raise for arguments, or flags about samples, that a kind of quantization does not look at."
+    names = [name for name, value in given.items() if value is not None]
+    names += [name for name, usual in SAMPLE_FLAGS.items() if getattr(flags, name) != usual]
+    if names:
+        raise InputError(f"{names[0]}: no meaning with quant_type={mode}: expected none.")
+
+
+def make_dynamic_plan(graph: Graph, config: Config) -> Plan:
+    "Every decision of a dynamic quantization."
+    skipped = skipped_nodes(graph, config)
+    return dynamic_plan(graph, config.dynamic.quant_strategy, skipped, str(config))
+
 # %% ../nbs/90_pipeline.ipynb #a0289de6
-def key_of(graph: Graph, config: Config, flags: Flags) -> str:
+def key_of(graph: Graph, config: Config, flags: Flags, factors: Factors = ()) -> str:
     "The key of the statistics that a configuration leads to."
     data = config.data
     steps = {
@@ -223,13 +265,16 @@ def key_of(graph: Graph, config: Config, flags: Flags) -> str:
     }
     prepared = repr((sorted(steps.items()), flags.input_shape, flags.input_data_format))
     prepared += "" if graph.merged else " unmerged"
+    prepared += factors_key(factors)
     return statistics_key(graph, files_of(config, graph), prepared)
 
 
-def statistics_of(model, graph: Graph, config: Config, flags: Flags, progress: bool) -> Statistics:
-    "The statistics of the configured samples: kept ones if they are still true, else new ones."
+def statistics_of(
+    model, graph: Graph, config: Config, flags: Flags, progress: bool, factors: Factors = ()
+) -> Statistics:
+    "The statistics of the configured samples, of a graph with `factors`: kept ones if still true, else new ones."
     samples = samples_of(config, graph, flags)
-    key = key_of(graph, config, flags) if flags.statistics_file else ""
+    key = key_of(graph, config, flags, factors) if flags.statistics_file else ""
     kept = load_statistics(graph, flags.statistics_file, key) if key else None
     if kept is not None:
         log.info("%s: the statistics are still true; no sample is read.", flags.statistics_file)
@@ -237,8 +282,9 @@ def statistics_of(model, graph: Graph, config: Config, flags: Flags, progress: b
     if flags.cluster:
         with progress_bar(len(samples), progress) as bar:
             source = partial(samples_of, config, flags=flags)
-            where = (len(samples), flags.cluster, bar.update, graph.merged)
-            found = observe_cluster(model, source, *where)
+            change = partial(scale_channels, plans=factors) if factors else None
+            work = (model, source, len(samples), flags.cluster, bar.update)
+            found = observe_cluster(*work, change, graph.merged)
     else:
         found = calibrate(graph, samples, progress, flags)
     if key:
@@ -252,11 +298,11 @@ def special_ranges(plan: Plan) -> list[str]:
     return [f"{t.name}: {t.reason}" for t in chosen if t.reason != range_note(*t.range)]
 
 
-def messages(config: Config, plan: Plan, statistics: Statistics) -> list[str]:
-    "Everything that the user should hear."
+def messages(plan: Plan, statistics: Statistics) -> list[str]:
+    "Everything that the user should hear about a full quantization."
     nothing = [] if plan.count("integer") else ["nothing was quantized: every operator stays float"]
     found = [*special_ranges(plan), *odd_tensors(statistics), *nothing]
-    return [*config.warnings, *plan.notes, *found]
+    return [*plan.notes, *found]
 
 # %% ../nbs/90_pipeline.ipynb #108e8a1c
 def refuse_files(flags: Flags) -> None:
@@ -351,12 +397,6 @@ def weight_options(config: Config) -> WeightOptions:
     )
 
 
-def counting_flags(flags: Flags) -> list[str]:
-    "The flags given that speak of calibration."
-    names = ("statistics_file", "cluster", "calibrate_device", "memory")
-    return [name for name in names if getattr(flags, name) != getattr(Flags(), name)]
-
-
 SOME = 16  # samples that auto_tune looks at
 
 
@@ -389,36 +429,46 @@ def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
     graph, config, tunes = job.graph, job.config, job.config.mixed_bit.auto_tune
     options, skipped = weight_options(config), skipped_nodes(graph, config)
     fixed = config.common.bit_num > 0
-    idle = counting_flags(job.flags)
-    idle += ["samples"] if job.samples is not None and (fixed or not tunes) else []
-    idle += ["backend"] if job.backend is not None else []
-    heard = [f"{name}: not used with quant_type=WEIGHT_QUANT." for name in idle]
+    unread = job.samples if fixed or not tunes else None
+    refuse_unused("WEIGHT_QUANT", {"samples": unread, "backend": job.backend}, job.flags)
     if fixed:
         plan = weight_plan(graph, options, skipped, str(config))
     else:
         target, notes = tuned_scale(job, options, skipped)
         plan = mixed_plan(graph, target, options, skipped, str(config), notes)
-    return plan, [*heard, *config.warnings, *plan.notes]
+    return plan, list(plan.notes)
 
 # %% ../nbs/90_pipeline.ipynb #b50678b3
 def quantize_full(job: Job) -> tuple[Plan, list[str]]:
     "The Plan of a full quantization, and what the user should hear."
-    graph, config, flags = job.graph, job.config, job.flags
+    config, flags, backend = job.config, job.flags, job.backend
+    backend = backend or BACKENDS[config.full.target_device]
+    factors, notes = factors_of(job.graph, config, backend)
+    graph = scale_channels(job.graph, factors)
     if job.samples is None:
-        statistics = statistics_of(job.model, graph, config, flags, job.progress)
+        statistics = statistics_of(job.model, graph, config, flags, job.progress, factors)
     else:
         refuse_files(flags)
         checked = Checked(as_samples(job.samples), graph)
         statistics = calibrate(graph, checked, job.progress, flags)
     check_inputs(statistics, graph)
-    backend = job.backend or BACKENDS[config.full.target_device]
     plan = make_plan(graph, config, statistics, backend, job.ends)
-    return plan, messages(config, plan, statistics)
+    plan = replace(plan, factors=factors, notes=plan.notes + notes)
+    return plan, messages(plan, statistics)
+
+
+def quantize_dynamic(job: Job) -> tuple[Plan, list[str]]:
+    "The Plan of a dynamic quantization, and what the user should hear."
+    given = {"samples": job.samples, "backend": job.backend}
+    refuse_unused("DYNAMIC_QUANT", given, job.flags)
+    plan = make_dynamic_plan(job.graph, job.config)
+    return plan, list(plan.notes)
 
 
 QUANTIZERS: dict[str, Callable[[Job], tuple[Plan, list[str]]]] = {
     "WEIGHT_QUANT": quantize_weights,
     "FULL_QUANT": quantize_full,
+    "DYNAMIC_QUANT": quantize_dynamic,
 }
 
 # %% ../nbs/90_pipeline.ipynb #fb8286e3
@@ -437,7 +487,10 @@ def convert(
     config, target = as_config(config), output_path(output)
     refuse_mixed(flags)
     refuse_unready(config, samples is not None)
-    graph = prepare(model, flags.optimize != "none", workspace_of(config))
+    for line in (*config.warnings, *flag_warnings(config, flags.optimize)):
+        log.warning(line)
+    merge = flags.optimize != "none" and config.registry.disable_fusion != "on"
+    graph = prepare(model, merge, workspace_of(config))
     skipped_nodes(graph, config)
     keep_source(model, target)
     for path in filter(None, (target, plan and Path(plan))):
@@ -446,7 +499,7 @@ def convert(
     job = Job(model, graph, config, flags, samples, backend, progress, ends)
     decided, heard = QUANTIZERS[config.common.quant_type](job)
     decided = replace(decided, ends=ends, float16=flags.fp16, prepared=graph.merged)
-    for line in (*flag_warnings(config, flags.optimize), *heard):
+    for line in heard:
         log.warning(line)
     conversion = finish(graph, decided, target, flags)
     if plan is not None:

@@ -13,7 +13,7 @@ import pytest
 
 import ptqlit.statistics
 from ptqlit.arithmetic.affine import INT8, UINT8, NumberFormat, choose_affine, dequantize, quantize
-from ptqlit.calibrators.kl import COMB_VALUES, LEVELS, divergences, is_comb, kl, magnitudes, plain_divergences
+from ptqlit.calibrators.kl import COMB_VALUES, FEW_VALUES, LEVELS, divergences, is_comb, kl, magnitudes, plain_divergences
 from ptqlit.calibrators.max_min import CALIBRATORS, Options, find_calibrator
 from ptqlit.calibrators.mse import best_ends, expected_error, sides
 from ptqlit.config.file import Config
@@ -266,6 +266,15 @@ def test_combs_keep_their_range(levels):
     assert is_comb(seen(x).counts) and "comb" in chosen.reason
     assert (chosen.lo, chosen.hi) == (np.float32(x.min()), np.float32(x.max()))
     assert not is_comb(seen(x[:COMB_VALUES]).counts)
+
+
+@pytest.mark.parametrize("zeros", [0, 30_000])
+def test_few_values_keep_their_range(zeros):
+    x = np.append(np.random.default_rng(5).laplace(size=FEW_VALUES), np.zeros(zeros))
+    few, enough = kl(seen(x[1:]), UINT8), kl(seen(x), UINT8)
+    assert f"{FEW_VALUES - 1} values" in few.reason and enough.reason == ""
+    assert (few.lo, few.hi) == (np.float32(x[1:].min()), np.float32(x[1:].max()))
+    assert enough.hi < np.float32(x.max())
 
 
 def test_no_combs_among_ordinary_tensors(digits):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import random
 import signal
@@ -27,18 +26,6 @@ pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
 DIGITS = Path(__file__).resolve().parents[1] / "data" / "digits"
 MODEL, SIZE = DIGITS / "model.onnx", 24
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Dask reports every death; here deaths are wanted."""
-    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.scheduler")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    yield
-    for logger, level in zip(loggers, before):
-        logger.setLevel(level)
 
 
 def config() -> Config:

@@ -302,21 +302,16 @@ CONFIGS = {  # name: change, status, words of the message
         ["c.cfg:15", "full_quant_param", "]"],
     ),
     "too many lines": (lambda text: text + "per_channel=true\n" * 10_000, FILE, ["c.cfg", "10000"]),
-    "weight mode is not there yet": (
+    "weights that are all too small": (
         edit("FULL_QUANT", "WEIGHT_QUANT"),
         GIVEN,
-        ["c.cfg:2", "WEIGHT_QUANT", "not supported yet"],
+        ["expected a weight to store in few bits", "min_quant_weight_channel=16"],
     ),
     "pictures read as raw buffers": (edit("=IMAGE", "=BIN"), FILE, ["bytes for x", "1728"]),
     "NVGPU is not there yet": (
         edit("[full_quant_param]", "[full_quant_param]\ntarget_device=NVGPU"),
         GIVEN,
         ["c.cfg:16", "NVGPU", "not supported yet"],
-    ),
-    "per_channel=false is not there yet": (
-        edit("[full_quant_param]", "[full_quant_param]\nper_channel=false"),
-        GIVEN,
-        ["c.cfg:16", "per_channel=false", "not supported yet"],
     ),
     "a section that is not there yet": (
         lambda text: text + "[transform_quant_param]\nexport_precision_mode=FLOAT32\n",

@@ -40,8 +40,8 @@ from ptqlit.model.plan import (
 )
 from ptqlit.model.runtime import open_session
 from ptqlit.quantizers.bias_correction import error_of_mean
-from ptqlit.statistics.histogram import SIDE, Histogram, count_numpy, count_numba
-from ptqlit.statistics.moments import ChannelMeans, ExactSum
+from ptqlit.statistics.histogram import SIDE, Histogram, count_numba, count_numpy, needed_k
+from ptqlit.statistics.moments import LIMBS, ChannelMeans, ExactSum, add_numpy, sums_kernel, sums_numpy, unit
 from ptqlit.statistics.observe import TensorStatistics
 
 
@@ -157,6 +157,7 @@ def filled(*parts: np.ndarray) -> Histogram:
 
 
 ANY = st.floats(width=32)
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @properties()
@@ -238,6 +239,31 @@ def test_sums_are_exact_in_any_order(rows, parts):
     for channel in range(2):
         exact = sum(map(Fraction, rows[:, channel].tolist()), Fraction(0)) / len(rows)
         assert whole.total(len(rows))[channel] == float(exact)
+
+
+@properties()
+@given(arrays.arrays(np.float64, st.integers(1, 30), elements=F64))
+def test_the_compiled_exact_sum_equals_the_plain_one(x):
+    plain, fast = np.zeros((LIMBS + 2, len(x)), np.int64), ExactSum(len(x))
+    add_numpy(plain, x)
+    fast.update(x)
+    assert np.array_equal(plain, fast.limbs)
+
+
+@properties()
+@given(
+    arrays.arrays(np.float32, st.tuples(*3 * [st.integers(1, 9)]), elements=FINITE),
+    st.randoms(use_true_random=False),
+)
+def test_channel_sums_have_no_order(x, random):
+    step = unit(needed_k(float(np.abs(x).max())), x.shape[0] * x.shape[2])
+    order = random.sample(range(x.shape[2]), x.shape[2])
+    sums = sums_numpy(x, step)
+    assert np.array_equal(sums, sums_kernel(x, 1 / step))
+    assert np.array_equal(sums, sums_kernel(np.ascontiguousarray(x[::-1, :, order]), 1 / step))
+    exact = [sum(map(Fraction, x[:, c].ravel().tolist())) for c in range(x.shape[1])]
+    values = x.shape[0] * x.shape[2]
+    assert all(abs(int(s) * Fraction(step) - e) <= values * Fraction(step) / 2 for s, e in zip(sums, exact))
 
 
 @properties(30)

@@ -16,8 +16,9 @@ from ..statistics.histogram import BITS, SIDE, Counts
 from ..statistics.observe import TensorStatistics
 
 # %% auto #0
-__all__ = ['BINS', 'LEVELS', 'EMPTY', 'ROWS', 'COMB_VALUES', 'COMB_SHARE', 'coarse_copy', 'plain_divergence', 'plain_divergences',
-           'level_table', 'divergences', 'magnitudes', 'clipped_range', 'is_comb', 'kl']
+__all__ = ['BINS', 'LEVELS', 'EMPTY', 'ROWS', 'COMB_VALUES', 'COMB_SHARE', 'FEW_VALUES', 'coarse_copy', 'plain_divergence',
+           'plain_divergences', 'level_table', 'divergences', 'magnitudes', 'clipped_range', 'is_comb', 'kept_reason',
+           'kl']
 
 # %% ../../nbs/calibrators/01_kl.ipynb #76c04896
 BINS = 2048  # of the histogram of magnitudes
@@ -147,13 +148,25 @@ def is_comb(counts: Counts) -> bool:
     alone = full & ~np.roll(full, 1) & ~np.roll(full, -1)
     return bool(gaps and 2 * values[alone].sum() > values.sum())
 
+# %% ../../nbs/calibrators/01_kl.ipynb #6497e747
+FEW_VALUES = 10_000  # about five for each of the 2048 bins
+
+
+def kept_reason(counts: Counts) -> str:
+    "Why a tensor keeps its observed range under this method; empty if the method may decide."
+    values = counts.total - counts.zeros
+    if is_comb(counts):
+        found = int((counts.bins > 0).sum())
+        return f"a comb, only {found} bins hold values: KL not used, observed range kept"
+    if values < FEW_VALUES:
+        return f"{values} values that are not zero, KL needs {FEW_VALUES}: observed range kept"
+    return ""
+
 # %% ../../nbs/calibrators/01_kl.ipynb #281c7031
 @calibrator("KL")
 def kl(statistics: TensorStatistics, fmt: NumberFormat, options: Options) -> Range:
-    "Clip where the divergence is smallest; a comb keeps the range that was seen."
+    "Clip where the divergence is smallest; combs and tensors of few values keep what was seen."
     counts = statistics.counts
-    if is_comb(counts):
-        found = int((counts.bins > 0).sum())
-        reason = f"a comb, only {found} bins hold values: KL not used, observed range kept"
+    if reason := kept_reason(counts):
         return Range(counts.lo, counts.hi, reason=reason)
     return clipped_range(counts, fmt)

@@ -33,10 +33,8 @@ class CommonQuantParam(Section):
     "Keys of `[common_quant_param]` (specification sheet, section 2.2)."
 
     title = "common_quant_param"
-    quant_type: choice(*MODES, later=("DYNAMIC_QUANT",)) = key(
-        None, "the kind of quantization; mandatory"
-    )
-    bit_num: whole(0, 16, later=(0,)) = key(
+    quant_type: choice(*MODES) = key(None, "the kind of quantization; mandatory")
+    bit_num: whole(0, 16) = key(
         8, "bits of a weight; 0 means mixed bits; full and dynamic quantization need 8"
     )
     min_quant_weight_size: whole(0, 65535) = key(
@@ -47,9 +45,7 @@ class CommonQuantParam(Section):
     )
     skip_quant_node: Names = key((), "names of nodes that stay float, exact and complete")
     debug_info_save_path: Folder = key("", "where debug reports go", later=True)
-    enable_encode: Boolean = key(
-        True, "compress the stored weights", since="master", modes=WEIGHT
-    )
+    enable_encode: Boolean = key(True, "compress the stored weights", since="master", modes=WEIGHT)
     workspace: Folder = key(
         "",
         "folder for the temporary file of a model over 2 GB, instead of the system's own",

@@ -16,6 +16,6 @@ class DynamicQuantParam(Section):
     "Keys of `[dynamic_quant_param]` (specification sheet, section 2.7)."
 
     title = "dynamic_quant_param"
-    quant_strategy: choice("ALWC", "ACWL", later=("ACWL",)) = key(
+    quant_strategy: choice("ALWC", "ACWL") = key(
         "ALWC", "who has one scale and who has many: activation and weight", since="master"
     )

@@ -36,7 +36,7 @@ class FullQuantParam(Section):
     )
     bias_correction: Boolean = key(True, "take the mean error of the weights back in the bias")
     per_channel: Boolean = key(
-        True, "one weight scale for each output channel; false: one for each layer", later=True
+        True, "one weight scale for each output channel; false: one for each layer"
     )
     target_device: TARGETS = key("CPU", "the hardware the file is written for")
     smooth_alpha: Number = key(0.5, "strength of SmoothQuant", since="-", idle=SMOOTH)

@@ -16,14 +16,12 @@ class MixedBitWeightQuantParam(Section):
     "Keys of `[mixed_bit_weight_quant_param]` (specification sheet, section 2.4)."
 
     title = "mixed_bit_weight_quant_param"
-    init_scale: between(0, 1) = key(0.02, "relative error of each weight tensor", later=True)
-    auto_tune: Boolean = key(
-        False, "search the error that keeps the output's cosine at 0.995", later=True
-    )
+    init_scale: between(0, 1) = key(0.02, "relative error of each weight tensor")
+    auto_tune: Boolean = key(False, "search the error that keeps the output's cosine at 0.995")
     use_cv_data: Boolean = key(
-        False, "auto_tune without data: pictures instead of random numbers", since="-", later=True
+        False, "auto_tune without data: pictures instead of random numbers", since="-"
     )
-    max_iterations: whole(40, 65535) = key(40, "most steps of auto_tune", since="-", later=True)
+    max_iterations: whole(40, 65535) = key(40, "most steps of auto_tune", since="-")
 
     def doubts(self) -> list[tuple[str, str]]:
         "Keys of a search that is not asked for."

@@ -16,7 +16,7 @@ class RegistryParam(Section):
     "Keys of `[registry]` (specification sheet, section 2.8)."
 
     title = "registry"
-    disable_fusion: choice("on", "off", later=("on",)) = key(
+    disable_fusion: choice("on", "off") = key(
         "off", "on: leave the graph as it is before it is quantized, as --optimize=none", since="-"
     )
     fusion_blacklists: Text = key(

@@ -25,9 +25,7 @@ class WeightQuantParam(Section):
     per_channel: Boolean = key(
         True, "one scale for each channel; false: one for each weight", since="-"
     )
-    bias_correction: Boolean = key(
-        True, "keep mean and spread of each channel", since="-"
-    )
+    bias_correction: Boolean = key(True, "keep mean and spread of each channel", since="-")
     update_mindir: Boolean = key(
         True, "normalize the loaded graph", since="-", idle="it concerns MindIR models only"
     )

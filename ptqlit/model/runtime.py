@@ -30,7 +30,7 @@ Level = onnxruntime.GraphOptimizationLevel
 
 
 def session_options(
-    threads: int, level: Level, optimized: Path | None
+    threads: int, level: Level, optimized: Path | None, pattern: bool = True
 ) -> onnxruntime.SessionOptions:  # fmt: skip
     "The switches that the house sets; `optimized` is where the rewritten graph goes."
     options = onnxruntime.SessionOptions()
@@ -39,6 +39,7 @@ def session_options(
     options.graph_optimization_level = level
     options.log_severity_level = 4  # errors come as exceptions, not as lines on stderr
     options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = pattern
     if optimized:
         options.optimized_model_filepath = str(optimized)
         for key, value in (("file_name", f"{optimized.name}.data"), ("min_size_in_bytes", "1024")):
@@ -80,14 +81,15 @@ def open_session(
     threads: int = 1,  # intra-op threads
     level: Level = Level.ORT_ENABLE_ALL,  # how much the runtime may rewrite the graph
     optimized: Path | None = None,  # write the rewritten graph here
+    pattern: bool = True,  # one planned block of memory for all tensors of a run
     workspace: str | None = None,  # folder for a temporary file of a large model in memory
 ) -> Session:
     "An onnxruntime session on the CPU; InputError (MODEL_INVALID) when it cannot load the model."
-    options, name = session_options(threads, level, optimized), "model"
+    options, name = session_options(threads, level, optimized, pattern), "model"
     if isinstance(model, ir.Model) and is_large(model):
         with tempfile.TemporaryDirectory(dir=workspace) as folder:
             path = save_split(model, Path(folder) / "model.onnx", "model.data")
-            return open_session(path, threads, level, optimized)
+            return open_session(path, threads, level, optimized, pattern)
     if isinstance(model, ir.Model):
         model = ir.to_proto(model).SerializeToString()
     if not isinstance(model, bytes):
@@ -180,6 +182,7 @@ def calibration_session(graph: Graph) -> tuple[Session, list[str]]:
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in names)
     return open_session(model, threads=1, workspace=graph.workspace), names
+    return open_session(model, threads=1, pattern=False, workspace=graph.workspace), names
 
 # %% ../../nbs/model/01_runtime.ipynb #40ac3361
 def logits_model(path: str | Path) -> bytes:

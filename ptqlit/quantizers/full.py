@@ -356,8 +356,8 @@ def scale_notes(graph: Graph, decisions: dict[str, NodePlan], backend: Backend) 
 # %% ../../nbs/quantizers/00_full.ipynb #2b54f8bb
 def full_plan(
     graph: Graph, statistics: Statistics, backend: Backend, method: str, calibrator: Calibrator,
-    skipped: Set[str] = frozenset(), config: str = "", ends: Set[str] = frozenset(),
-    per_channel: bool = True,
+    skipped: Set[str] = frozenset(), config: str = "", per_channel: bool = True,
+    ends: Set[str] = frozenset(),
 ) -> Plan:  # fmt: skip
     "Decide everything about a full quantization, without bias correction; InputError for NaN constants."
     nodes = decide(graph, backend, skipped, ends)

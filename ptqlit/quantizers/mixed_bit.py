@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx_ir as ir
 
 from ..arithmetic.affine import NumberFormat, quantize
 from ..arithmetic.forms import PACKED_OPSET, choose_form, encode, entropy

@@ -5,6 +5,7 @@
 # %% ../../nbs/reports/00_verify.ipynb #5a2efd7e
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from ..model.plan import NodePlan, Plan
 from ..model.runtime import Kernel, kernels_of
 
 # %% auto #0
-__all__ = ['VerifyRow', 'by_name', 'granted', 'explain', 'verify_row', 'VerifyTable', 'verify']
+__all__ = ['DYNAMIC', 'DYNAMIC_KERNELS', 'MANY', 'VerifyRow', 'by_name', 'granted', 'explain', 'verify_row', 'float_lines',
+           'VerifyTable', 'verify']
 
 # %% ../../nbs/reports/00_verify.ipynb #d1d37722
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class VerifyRow:
 
     name: str
     operator: str
-    decision: str  # integer, absorbed, pass-through or float
+    decision: str  # that of the Plan
     planned: str  # the kernel of the Plan; empty for float
     found: str  # what runs; empty when nothing of that name is left
     as_planned: bool
@@ -35,11 +37,17 @@ def by_name(kernels: list[Kernel]) -> dict[str, Kernel]:
     return {k.name: k for k in reversed(kernels) if k.op_type not in conversions}
 
 # %% ../../nbs/reports/00_verify.ipynb #1b0e4db0
+DYNAMIC = "dynamic"  # the decision for products whose inputs are measured at run time
+DYNAMIC_KERNELS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+
+
 def granted(plan: NodePlan, kernel: Kernel | None) -> bool:
     "Whether the runtime does what the Plan says for one node; `kernel` is None when nothing of its name runs."
     if plan.decision == INTEGER:
         wanted = plan.kernel.removesuffix(FLOATS)
         return kernel is not None and kernel.op_type.removeprefix("Nhwc") == wanted
+    if plan.decision == DYNAMIC:
+        return kernel is not None and kernel.op_type in DYNAMIC_KERNELS
     if plan.decision == ABSORBED:
         return kernel is None
     return plan.decision == FLOAT or kernel is None or not kernel.reads_floats
@@ -53,6 +61,8 @@ def explain(plan: NodePlan, kernel: Kernel | None) -> str:
         return "not redundant: the codes behind it reach beyond its bounds"
     if plan.decision == PASS_THROUGH:
         return "works on floats: its two sides do not share scale and zero point"
+    if plan.decision == DYNAMIC:
+        return f"runs as {kernel.op_type}: the scaling behind it was not recognised"
     what = "a missing pair, a type, a bias or an activation that stays"
     return f"runs as {kernel.op_type} on floats: the group around it has no integer kernel ({what})"
 
@@ -62,6 +72,22 @@ def verify_row(plan: NodePlan, kernel: Kernel | None) -> VerifyRow:
     ok, found = granted(plan, kernel), kernel.op_type if kernel else ""
     reason = plan.reason if ok else explain(plan, kernel)
     return VerifyRow(plan.name, plan.operator, plan.decision, plan.kernel, found, ok, reason)
+
+# %% ../../nbs/reports/00_verify.ipynb #876343e4
+MANY = 8  # nodes of one reason that still have a line each
+
+
+def float_lines(rows: list[VerifyRow]) -> list[str]:
+    "A line for each node that stays float, or one for all of a reason that many have."
+    lines, alike = {}, Counter(row.reason for row in rows)
+    for row in rows:
+        if alike[row.reason] <= MANY:
+            lines[row.name] = f"  float: {row.name} ({row.operator}): {row.reason}"
+        else:
+            words = dict.fromkeys(r.operator for r in rows if r.reason == row.reason)
+            text = f"{alike[row.reason]} nodes ({', '.join(words)}): {row.reason}"
+            lines[row.reason] = f"  float: {text}"
+    return list(lines.values())
 
 # %% ../../nbs/reports/00_verify.ipynb #11345778
 @dataclass(frozen=True)
@@ -93,10 +119,10 @@ class VerifyTable:
     def __str__(self) -> str:
         "A summary, and a line for each node that is not integer."
         lines = [f"{self.found} of {self.planned} planned integer kernels run as such"]
+        for row in self.problems:
+            lines.append(f"  not as planned: {row.name} ({row.operator}): {row.reason}")
         floats = [row for row in self.float_rows if row.as_planned]
-        for word, rows in (("not as planned", self.problems), ("float", floats)):
-            lines += [f"  {word}: {row.name} ({row.operator}): {row.reason}" for row in rows]
-        return "\n".join(lines)
+        return "\n".join([*lines, *float_lines(floats)])
 
 # %% ../../nbs/reports/00_verify.ipynb #15daf106
 def verify(model: str | Path | bytes, plan: Plan) -> VerifyTable:

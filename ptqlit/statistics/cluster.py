@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,13 @@ from ..samples.stream import Recipes
 from .observe import Statistics, observe
 
 # %% auto #0
-__all__ = ['Source', 'prepared', 'observe_shard', 'shards', 'connect', 'observe_cluster']
+__all__ = ['Source', 'Change', 'prepared', 'observe_shard', 'shards', 'connect', 'observe_cluster']
 
 # %% ../../nbs/statistics/04_cluster.ipynb #0d543ccd
 Source = Callable[
     [Graph], Recipes
 ]  # makes the samples of a graph; has to travel, so no open files in it
+Change = Callable[[Graph], Graph]  # another graph of the same model; has to travel too
 
 
 @functools.lru_cache(maxsize=1)
@@ -34,10 +36,12 @@ def prepared(model: str | bytes, merge: bool = True) -> Graph:
 
 
 def observe_shard(
-    model: str | bytes, merge: bool, source: Source, first: int, last: int
+    model: str | bytes, source: Source, first: int, last: int, change: Change | None = None,
+    merge: bool = True,
 ) -> Statistics:  # fmt: skip
-    "What a worker does: the statistics of the samples first .. last - 1."
+    "What a worker does: the statistics of the samples first .. last - 1; `change` and `merge` as below."
     graph = prepared(model, merge)
+    graph = graph if change is None else change(graph)
     samples = source(graph)
     return observe(graph, Recipes(samples.recipes[first:last], samples.make), threads=1)
 
@@ -69,9 +73,9 @@ def connect(address: str) -> Iterator[Any]:
         raise InputError(
             f"--cluster={address}: expected local:N with 1 to 1024 workers, or an address."
         )
-    with LocalCluster(
-        n_workers=int(number), threads_per_worker=1, dashboard_address=None
-    ) as cluster:
+    quiet = {"silence_logs": logging.ERROR, "dashboard_address": "127.0.0.1:0"}  # any free port
+    size = {"n_workers": int(number), "threads_per_worker": 1}
+    with LocalCluster(**size, **quiet, scheduler_kwargs={"dashboard": False}) as cluster:
         with Client(cluster) as client:
             yield client
 
@@ -83,6 +87,7 @@ def observe_cluster(
     address: str,  # of a Dask scheduler, or local:N
     progress: Callable[[int], None]
     | None = None,  # called with the number of samples done since the last call
+    change: Change | None = None,  # what every worker does to the prepared graph first
     merge: bool = True,  # False: the model's layers are left as they are
 ) -> Statistics:
     "Observe a model on a cluster; the result does not depend on the number of workers."
@@ -96,7 +101,7 @@ def observe_cluster(
 
         parts = shards(count, len(client.scheduler_info()["workers"]) or 1)
         futures = {
-            client.submit(observe_shard, sent, merge, source, *part, pure=False): part
+            client.submit(observe_shard, sent, source, *part, change, merge, pure=False): part
             for part in parts
         }
         total = None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass, field
 
 import numba
@@ -13,8 +14,9 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['SIDE', 'BITS', 'SMALLEST_K', 'BLOCK', 'SIZE', 'LARGEST_FINITE', 'needed_k', 'bins_of', 'grow', 'Counts',
-           'count_numpy', 'ordinal', 'scan_block', 'place_block', 'count_block', 'grow_counters', 'finite_values',
-           'count_kernel', 'count_numba', 'Histogram', 'merge_counts', 'bin_of_place', 'value_at', 'occupied']
+           'count_numpy', 'ordinal', 'scan_block', 'place_block', 'count_block', 'grow_counters', 'add_up',
+           'finite_values', 'count_kernel', 'count_numba', 'float_of', 'Histogram', 'add_bins', 'bin_of_place',
+           'bin_before', 'edge', 'value_at', 'occupied']
 
 # %% ../../nbs/statistics/00_histogram.ipynb #55103d1c
 SIDE = 4096  # bins on each side of zero
@@ -90,17 +92,14 @@ def ordinal(bits):
 @numba.njit(nogil=True, cache=True)
 def scan_block(bits):
     "Smallest, largest (as ordered whole numbers), largest size and number of zeros of a block."
-    low, high, largest, zeros = SIZE, np.int32(-0x80000000), np.int32(0), 0
+    low, high, zeros = SIZE, np.int32(-0x80000000), np.int32(0)
     for i in range(bits.size):
-        size, place = np.int32(bits[i] & SIZE), ordinal(bits[i])
-        if place < low:
-            low = place
-        if place > high:
-            high = place
-        if size > largest:
-            largest = size
-        zeros += size == 0
-    return low, high, largest, zeros
+        place = ordinal(bits[i])
+        low, high = min(low, place), max(high, place)
+        zeros = np.int32(zeros + np.int32((bits[i] & SIZE) == 0))  # all in 32 bits, none wider
+    if low > high:
+        return low, high, np.int32(0), zeros
+    return low, high, max(ordinal(low) & SIZE, ordinal(high) & SIZE), zeros
 
 # %% ../../nbs/statistics/00_histogram.ipynb #8b4c3f79
 @numba.njit(nogil=True, cache=True)
@@ -115,26 +114,35 @@ def place_block(x, scale, places):
 
 @numba.njit(nogil=True, cache=True)
 def count_block(places, counters):
-    "Count a block's places into four interleaved sets of counters."
-    one, fours = np.uint32(1), places.size // 4 * 4
-    first, second, third, fourth = counters[0], counters[1], counters[2], counters[3]
-    for i in range(0, fours, 4):
-        first[places[i]] += one
-        second[places[i + 1]] += one
-        third[places[i + 2]] += one
-        fourth[places[i + 3]] += one
-    for i in range(fours, places.size):
-        first[places[i]] += one
+    "Count a block's places into the counters (bins, 4) of their bins, which take turns."
+    one, fours = np.uint32(1), places.size // 4
+    for i in range(fours):
+        counters[places[4 * i], 0] += one
+        counters[places[4 * i + 1], 1] += one
+        counters[places[4 * i + 2], 2] += one
+        counters[places[4 * i + 3], 3] += one
+    for i in range(4 * fours, places.size):
+        counters[places[i], 0] += one
 
 
 @numba.njit(nogil=True, cache=True)
 def grow_counters(counters, steps):
     "Add neighbouring bins, in place."
-    for row in range(counters.shape[0]):
-        old = counters[row].copy()
-        counters[row] = 0
-        for index in range(old.size):
-            counters[row, ((index - SIDE) >> min(steps, BITS + 1)) + SIDE] += old[index]
+    old = counters.copy()
+    counters[:] = 0
+    for index in range(len(old)):
+        place = ((index - SIDE) >> min(steps, BITS + 1)) + SIDE
+        for turn in range(4):
+            counters[place, turn] += old[index, turn]
+
+
+@numba.njit(nogil=True, cache=True)
+def add_up(counters):
+    "The counters of each bin together, as int64."
+    bins = np.empty(2 * SIDE, np.int64)
+    for i in range(bins.size):
+        bins[i] = np.int64(counters[i, 0]) + counters[i, 1] + counters[i, 2] + counters[i, 3]
+    return bins
 
 # %% ../../nbs/statistics/00_histogram.ipynb #f6054e65
 @numba.njit(nogil=True, cache=True)
@@ -153,10 +161,10 @@ def finite_values(x, bits):
 
 
 @numba.njit(nogil=True, cache=True)
-def count_kernel(x, bits, counters):
-    "Count a flat array; returns k, smallest, largest (ordered), zeros, nans, infinities."
+def count_kernel(x, bits):
+    "Count a flat array: bins, k, smallest, largest (ordered), zeros, nans, infinities."
     k, low, high, zeros, nans, infinities = SMALLEST_K, SIZE, np.int32(-0x80000000), 0, 0, 0
-    places = np.empty(BLOCK, np.uint16)
+    counters, places = np.zeros((2 * SIDE, 4), np.uint32), np.empty(BLOCK, np.uint16)
     for start in range(0, x.size, BLOCK):
         block, block_bits = x[start : start + BLOCK], bits[start : start + BLOCK]
         lo, hi, largest, none = scan_block(block_bits)
@@ -172,20 +180,22 @@ def count_kernel(x, bits, counters):
             k = needed
         place_block(block, np.float32(2.0 ** (BITS - k)), places)
         count_block(places[: block.size], counters)
-    return k, low, high, zeros, nans, infinities
+    return add_up(counters), k, low, high, zeros, nans, infinities
 
 # %% ../../nbs/statistics/00_histogram.ipynb #90ce9732
 def count_numba(x: np.ndarray) -> Counts:
     "Count the float32 values of one array."
-    counters = np.zeros((4, 2 * SIDE), np.uint32)
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-    k, low, high, *numbers = count_kernel(flat, flat.view(np.int32), counters)
-    bins = counters.sum(0, dtype=np.int64)
+    bins, k, low, high, *numbers = count_kernel(flat, flat.view(np.int32))
     if low > high:  # nothing finite
-        return Counts(k, bins, math.inf, -math.inf, *map(int, numbers))
-    ends = np.array([ordinal(np.int32(low)), ordinal(np.int32(high))], np.int32).view(np.float32)
-    lo, hi = (float(end) + 0.0 for end in ends)  # -0.0 becomes 0.0
-    return Counts(k, bins, lo, hi, *map(int, numbers))
+        return Counts(k, bins, math.inf, -math.inf, *numbers)
+    return Counts(k, bins, float_of(low), float_of(high), *numbers)
+
+
+def float_of(place: int) -> float:
+    "The float at a place of the order; -0.0 becomes 0.0."
+    bits = place if place >= 0 else place ^ 0x7FFFFFFF
+    return struct.unpack("<f", struct.pack("<i", bits))[0] + 0.0
 
 # %% ../../nbs/statistics/00_histogram.ipynb #12686dbd
 class Histogram:
@@ -198,30 +208,38 @@ class Histogram:
         "Add one array; returns the counts of this array alone."
         return self.add(count_numba(x))
 
-    def add(self, counts: Counts) -> Counts:
-        "Add the counts of one array, whoever made them."
-        self.counts = merge_counts(self.counts, counts)
-        return counts
+    def add(self, other: Counts) -> Counts:
+        "Add the counts of one array, or of another stream, whoever made them."
+        mine = self.counts
+        if other.k > mine.k:
+            mine.bins, mine.k = grow(mine.bins, other.k - mine.k), other.k
+        add_bins(mine.bins, other.bins, mine.k - other.k)
+        mine.lo, mine.hi = min(mine.lo, other.lo), max(mine.hi, other.hi)
+        mine.zeros += other.zeros
+        mine.nans += other.nans
+        mine.infinities += other.infinities
+        return other
 
     def merge(self, other: Histogram) -> Histogram:
         "Add everything another histogram has seen."
-        self.counts = merge_counts(self.counts, other.counts)
+        self.add(other.counts)
         return self
 
 
-def merge_counts(a: Counts, b: Counts) -> Counts:
-    "The counts of both streams together."
-    k = max(a.k, b.k)
-    bins = grow(a.bins, k - a.k) + grow(b.bins, k - b.k)
-    return Counts(
-        k,
-        bins,
-        min(a.lo, b.lo),
-        max(a.hi, b.hi),
-        a.zeros + b.zeros,
-        a.nans + b.nans,
-        a.infinities + b.infinities,
-    )
+@numba.njit(nogil=True, cache=True)
+def add_bins(total, bins, steps):
+    "Add bins to a total, in place, whose range is 2**steps times as wide."
+    first, last, steps = 0, bins.size, min(steps, BITS + 1)
+    while first < last and bins[first] == 0:
+        first += 1
+    while last > first and bins[last - 1] == 0:
+        last -= 1
+    if steps == 0:
+        for place in range(first, last):  # several at a time, without a temporary array
+            total[place] += bins[place]
+    else:
+        for place in range(first, last):
+            total[((place - SIDE) >> steps) + SIDE] += bins[place]
 
 # %% ../../nbs/statistics/00_histogram.ipynb #7b7116d7
 @numba.njit(nogil=True, cache=True)
@@ -235,14 +253,31 @@ def bin_of_place(bins, place):
     return bins.size - 1
 
 
+@numba.njit(nogil=True, cache=True)
+def bin_before(bins, beyond):
+    "Index of the bin that holds the value with `beyond` values above it."
+    seen = 0
+    for index in range(bins.size - 1, -1, -1):
+        seen += bins[index]
+        if seen > beyond:
+            return index
+    return 0
+
+
+def edge(counts: Counts, index: int) -> float:
+    "The left edge of a bin, but not beyond the extremes."
+    return min(max((index - SIDE) * 2.0 ** (counts.k - BITS), counts.lo), counts.hi)
+
+
 def value_at(
     counts: Counts,  # of at least one finite value
     place: int,  # 0 .. total - 1, in ascending order
     upper: bool = False,  # the right edge of the bin instead of the left one
 ) -> float:
     "The value at a place of the sorted values, to within one bin."
-    edge = (int(bin_of_place(counts.bins, place)) - SIDE + upper) * 2.0 ** (counts.k - BITS)
-    return min(max(edge, counts.lo), counts.hi)
+    if upper:
+        return edge(counts, bin_before(counts.bins, counts.total - 1 - place) + 1)
+    return edge(counts, bin_of_place(counts.bins, place))
 
 # %% ../../nbs/statistics/00_histogram.ipynb #2e708d13
 def occupied(counts: Counts) -> tuple[np.ndarray, np.ndarray]:

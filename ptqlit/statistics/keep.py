@@ -21,7 +21,7 @@ from .moments import ExactSum
 from .observe import Statistics, TensorStatistics, empty_statistics
 
 # %% auto #0
-__all__ = ['to_arrays', 'from_arrays', 'sample_key', 'statistics_key', 'save_statistics', 'load_statistics']
+__all__ = ['FORMAT', 'to_arrays', 'from_arrays', 'sample_key', 'statistics_key', 'save_statistics', 'load_statistics']
 
 # %% ../../nbs/statistics/05_keep.ipynb #32512430
 def to_arrays(statistics: TensorStatistics) -> dict[str, np.ndarray]:
@@ -74,9 +74,13 @@ def statistics_key(graph: Graph, files: dict[str, list[Path]], preprocessing: st
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 # %% ../../nbs/statistics/05_keep.ipynb #b1449ded
+FORMAT = 2  # of the file, and of how the numbers in it are made: another one is observed again
+
+
 def save_statistics(statistics: Statistics, path: str | Path, key: str) -> Path:
     "Write statistics as .npz, compressed, whole or not at all."
-    head = {"key": key, "samples": statistics.samples, "tensors": list(statistics.tensors)}
+    head = {"format": FORMAT, "key": key, "samples": statistics.samples}
+    head["tensors"] = list(statistics.tensors)
     arrays = {"head": np.frombuffer(json.dumps(head).encode(), np.uint8)}
     for place, tensor in enumerate(statistics.tensors.values()):
         arrays |= {f"{place}/{name}": array for name, array in to_arrays(tensor).items()}
@@ -86,13 +90,13 @@ def save_statistics(statistics: Statistics, path: str | Path, key: str) -> Path:
 
 
 def load_statistics(graph: Graph, path: str | Path, key: str) -> Statistics | None:
-    "Statistics that `save_statistics` wrote; None when there is no file, or one for other data."
+    "Statistics that `save_statistics` wrote; None: no file, or one of other data or an old format."
     if not Path(path).exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
             head = json.loads(stored["head"].tobytes())
-            if head["key"] != key:
+            if (head.get("format"), head["key"]) != (FORMAT, key):
                 return None
             statistics = empty_statistics(graph)
             statistics.samples = head["samples"]

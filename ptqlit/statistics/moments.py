@@ -5,12 +5,16 @@
 # %% ../../nbs/statistics/01_moments.ipynb #d61ced97
 from __future__ import annotations
 
-from fractions import Fraction
+import math
 
+import numba
 import numpy as np
 
+from .histogram import Counts, count_numba
+
 # %% auto #0
-__all__ = ['LIMB', 'LIMBS', 'LOWEST', 'MASK', 'split', 'ExactSum', 'whole_number', 'ChannelMeans']
+__all__ = ['LIMB', 'LIMBS', 'LOWEST', 'MASK', 'split', 'add_numpy', 'add_kernel', 'ExactSum', 'whole_numbers', 'unit',
+           'sums_numpy', 'sums_kernel', 'ChannelMeans']
 
 # %% ../../nbs/statistics/01_moments.ipynb #e4cadff7
 LIMB = 32  # bits of a limb
@@ -42,6 +46,33 @@ def split(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ]
     return sign * np.stack(pieces).astype(np.int64), position // LIMB
 
+# %% ../../nbs/statistics/01_moments.ipynb #b6e945e1
+def add_numpy(limbs: np.ndarray, x: np.ndarray) -> None:
+    "Add one finite float64 value (channels,) for each column of the limbs: the definition."
+    pieces, limb = split(x)
+    columns = np.arange(limbs.shape[1])
+    for offset in range(3):
+        limbs[limb + offset, columns] += pieces[offset]
+
+
+@numba.njit(nogil=True, cache=True)
+def add_kernel(limbs, bits):
+    "The same from the values' bits, as int64."
+    for channel in range(bits.size):
+        exponent = (bits[channel] >> 52) & 0x7FF
+        size = np.uint64(bits[channel] & 0xFFFFFFFFFFFFF)
+        if exponent > 0:
+            size |= np.uint64(1 << 52)
+            exponent -= 1
+        limb, shift = exponent >> 5, np.uint64(exponent & 31)
+        first = (size & np.uint64(MASK)) << shift
+        second = (size >> np.uint64(LIMB)) << shift
+        sign = np.int64(-1) if bits[channel] < 0 else np.int64(1)
+        limbs[limb, channel] += sign * np.int64(first & np.uint64(MASK))
+        carried = (first >> np.uint64(LIMB)) + (second & np.uint64(MASK))
+        limbs[limb + 1, channel] += sign * np.int64(carried)
+        limbs[limb + 2, channel] += sign * np.int64(second >> np.uint64(LIMB))
+
 # %% ../../nbs/statistics/01_moments.ipynb #10b8aa03
 class ExactSum:
     "Sums of float64 values for a number of channels: exact, in constant memory, equal for any order."
@@ -51,10 +82,7 @@ class ExactSum:
 
     def update(self, x: np.ndarray) -> None:
         "Add one finite float64 value for each channel."
-        pieces, limb = split(np.asarray(x, np.float64))
-        columns = np.arange(self.limbs.shape[1])
-        for offset in range(3):
-            self.limbs[limb + offset, columns] += pieces[offset]
+        add_kernel(self.limbs, np.ascontiguousarray(x, np.float64).view(np.int64))
 
     def merge(self, other: ExactSum) -> ExactSum:
         "Add everything another sum has seen."
@@ -63,14 +91,44 @@ class ExactSum:
 
     def total(self, divisor: int = 1) -> np.ndarray:
         "The sums divided by `divisor`, each rounded once to float64."
-        return np.array(
-            [float(Fraction(whole_number(column), divisor << LOWEST)) for column in self.limbs.T]
-        )
+        return np.array([whole / (divisor << LOWEST) for whole in whole_numbers(self.limbs)])
 
 
-def whole_number(limbs: np.ndarray) -> int:
-    "The whole number that the limbs stand for."
-    return sum(int(value) << (LIMB * place) for place, value in enumerate(limbs) if value)
+def whole_numbers(limbs: np.ndarray) -> list[int]:
+    "The whole numbers that the limbs (limbs, channels) stand for."
+    digits, carry = np.empty((limbs.shape[1], len(limbs) + 1), "<i8"), 0
+    for place, row in enumerate(limbs):
+        digits[:, place] = (row + carry) & MASK
+        carry = (row + carry) >> LIMB
+    digits[:, -1] = carry  # the sign is in it
+    return [int.from_bytes(row.tobytes(), "little", signed=True) for row in digits.astype("<i4")]
+
+# %% ../../nbs/statistics/01_moments.ipynb #f09a6241
+def unit(k: int, values: int) -> float:
+    "The power of two in whose multiples `values` values below 2**k add up to less than 2**62."
+    return 2.0 ** (k + values.bit_length() - 62)
+
+
+def sums_numpy(x: np.ndarray, unit: float) -> np.ndarray:
+    "int64 (channels,): sums over finite x (outer, channels, inner), in units. This is the definition."
+    return np.rint(x.astype(np.float64) / unit).astype(np.int64).sum(axis=(0, 2))
+
+
+@numba.njit(nogil=True, cache=True)
+def sums_kernel(x, scale):
+    "The same in one pass; `scale` is 1 / unit."
+    sums = np.zeros(x.shape[1], np.int64)
+    for outer in range(x.shape[0]):
+        if x.shape[2] == 1:  # channels lie side by side
+            for channel in range(sums.size):
+                sums[channel] += np.int64(np.rint(x[outer, channel, 0] * scale))
+            continue
+        for channel in range(sums.size):
+            row, total = x[outer, channel], np.int64(0)
+            for i in range(row.size):
+                total += np.int64(np.rint(row[i] * scale))
+            sums[channel] += total
+    return sums
 
 # %% ../../nbs/statistics/01_moments.ipynb #05768d18
 class ChannelMeans:
@@ -81,18 +139,20 @@ class ChannelMeans:
         self.sums: ExactSum | None = None  # made when the number of channels is known
         self.count = 0  # values a channel
 
-    def update(self, x: np.ndarray) -> None:
-        "Add one array."
-        axis = self.axis % x.ndim
-        if x.shape[axis] == 0 or x.size == 0:
+    def update(self, x: np.ndarray, counts: Counts | None = None) -> None:
+        "Add one array; `counts` are its counts, if somebody has made them already."
+        if x.size == 0:
             return
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums = x.sum(axis=tuple(a for a in range(x.ndim) if a != axis), dtype=np.float64)
-            if not np.isfinite(sums).all():
-                return self.update(np.nan_to_num(x, nan=0, posinf=0, neginf=0))
-        self.sums = self.sums or ExactSum(len(sums))
-        self.sums.update(sums)
-        self.count += x.size // x.shape[axis]
+        counts = counts or count_numba(x)
+        if counts.nans + counts.infinities:
+            x = np.where(np.isfinite(x), x, np.float32(0))
+        axis = self.axis % x.ndim
+        channels = x.shape[axis]
+        flat = np.ascontiguousarray(x, np.float32).reshape(math.prod(x.shape[:axis]), channels, -1)
+        step = unit(counts.k, x.size // channels)
+        self.sums = self.sums or ExactSum(channels)
+        self.sums.update(sums_kernel(flat, 1 / step) * step)
+        self.count += x.size // channels
 
     def merge(self, other: ChannelMeans) -> ChannelMeans:
         "Add everything another accumulator has seen."

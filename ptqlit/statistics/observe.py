@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..model.graph import Graph, layer_of
 from ..model.runtime import activations, calibration_session
 from ..samples.stream import Samples, shared
-from .histogram import Counts, Histogram, value_at
+from .histogram import Counts, Histogram, bin_before, bin_of_place, edge
 from .moments import ChannelMeans, ExactSum
 
 # %% auto #0
@@ -29,11 +29,12 @@ __all__ = ['OUTER', 'Counter', 'outer_values', 'TensorStatistics', 'Statistics',
 OUTER = np.float32(1e-4), np.float32(0.9999)  # parts of a sample below its two outer values
 
 
-def outer_values(counts: Counts) -> np.ndarray:
-    "float64 (2,): the two outer values of one sample, to within one bin."
-    size = np.float32(counts.total)
-    low, high = (min(int(part * size), counts.total - 1) for part in OUTER)
-    return np.array([value_at(counts, low), value_at(counts, high, upper=True)])
+def outer_values(counts: Counts, size: int | None = None) -> np.ndarray:
+    "float64 (2,): the two outer values of a sample with `size` finite values, to within one bin."
+    size = counts.total if size is None else size
+    low, high = (min(int(part * np.float32(size)), size - 1) for part in OUTER)
+    last = bin_before(counts.bins, size - 1 - high)
+    return np.array([edge(counts, bin_of_place(counts.bins, low)), edge(counts, last + 1)])
 
 # %% ../../nbs/statistics/02_observe.ipynb #863f2758
 @dataclass
@@ -61,11 +62,12 @@ class TensorStatistics:
         "Add the tensor of one sample; `counts` are its counts, if somebody has made them already."
         counts = self.histogram.update(x) if counts is None else self.histogram.add(counts)
         self.odd_samples += counts.nans + counts.infinities > 0
-        if counts.total:
-            self.outer.update(outer_values(counts))
+        size = x.size - counts.nans - counts.infinities
+        if size:
+            self.outer.update(outer_values(counts, size))
             self.rounds += 1
         for means in self.means.values():
-            means.update(x)
+            means.update(x, counts)
 
     def merge(self, other: TensorStatistics) -> None:
         "Add what another worker saw."

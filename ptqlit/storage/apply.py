@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ..errors import InputError
 from ..model.graph import Graph, Layer, constant, layer_of, set_constant, tensor_names
 from ..model.plan import EdgePlan, FactorPlan, Plan, TensorPlan
+from .dynamic import make_dynamic
 from .ends import change_ends, halve
 from .pairs import apply_constants, place_own_pair, place_pair
 from .weights import check_weights, opset_for, raised, store_weights
@@ -158,7 +159,8 @@ def apply_plan(graph: Graph, plan: Plan) -> ir.Model:
     taken = tensor_names(model.graph)
     floats = [name for name, v in model.graph.initializers.items() if constant(v) is not None]
     store_weights(model, plan, taken)
-    place_all(model, plan, taken)
+    make = make_dynamic if plan.mode == "DYNAMIC_QUANT" else place_all
+    make(model, plan, taken)
     change_ends(model, plan, taken)
     if plan.float16:
         halve(model, floats, taken)
