@@ -20,10 +20,10 @@ from .errors import FILE_FAILED, INPUT_INVALID, InputError, exit_code, hint
 # %% auto #0
 __all__ = ['app', 'ADVICE', 'REFUSED', 'Fmk', 'ModelFile', 'OutputFile', 'ConfigFile', 'PlanFile', 'InputShape', 'DataFormat',
            'InputType', 'OutputType', 'Fp16', 'Optimize', 'Infer', 'StatisticsFile', 'Cluster', 'Calibrate', 'Memory',
-           'Verbose', 'TYPES', 'LEVELS', 'FlagError', 'about', 'check_framework', 'refuse_flags', 'option', 'one_of',
-           'to_bytes', 'to_type', 'to_flags', 'size_of', 'report', 'convert_command', 'apply_command', 'set_level',
-           'nodes_command', 'tune_command', 'to_goal', 'inspect_command', 'config_command', 'fail', 'run', 'main',
-           'converter_lite']
+           'Portable', 'Verbose', 'TYPES', 'LEVELS', 'FlagError', 'about', 'check_framework', 'refuse_flags', 'option',
+           'one_of', 'to_bytes', 'to_type', 'to_flags', 'size_of', 'report', 'convert_command', 'apply_command',
+           'set_level', 'nodes_command', 'tune_command', 'to_goal', 'inspect_command', 'config_command',
+           'check_command', 'fail', 'run', 'main', 'converter_lite']
 
 # %% ../nbs/92_cli.ipynb #90453f42
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -122,6 +122,10 @@ Calibrate = Annotated[str, option("--calibrateDevice", "Who counts: cpu, gpu or 
 Memory = Annotated[
     str, option("--calibrateMemory", "What samples in flight may take, such as 2GB.", "SIZE")
 ]
+Portable = Annotated[
+    bool,
+    typer.Option("--portable", help="CPU: the same results on processors without VNNI."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say more on stderr.")]
 
 # %% ../nbs/92_cli.ipynb #bbed942c
@@ -151,7 +155,7 @@ def to_type(flag: str, value: str, words: tuple[str, ...]) -> str:
 
 def to_flags(
     infer: str = "false", fp16: str = "off", optimize: str = "general", memory: str = "",
-    input_data_type: str = "DEFAULT", output_data_type: str = "DEFAULT", **same: str,
+    input_data_type: str = "DEFAULT", output_data_type: str = "DEFAULT", **same: str | bool,
 ):  # fmt: skip
     "The flags beside the files as `pipeline.Flags`; `same` are those that pass as they are."
     from ptqlit.pipeline import Flags
@@ -196,7 +200,7 @@ def convert_command(
     fp16: Fp16 = "off", optimize: Optimize = "general", infer: Infer = "false",
     statistics_file: StatisticsFile = "",
     cluster: Cluster = "", calibrate_device: Calibrate = "cpu", calibrate_memory: Memory = "",
-    verbose: Verbose = False,
+    portable: Portable = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     "Quantize a model as a configuration file says."
     check_framework(fmk)
@@ -204,7 +208,7 @@ def convert_command(
     flags = to_flags(
         infer, fp16, optimize, calibrate_memory, input_data_type, output_data_type,
         input_shape=input_shape, input_data_format=input_data_format, cluster=cluster,
-        statistics_file=statistics_file, calibrate_device=calibrate_device,
+        statistics_file=statistics_file, calibrate_device=calibrate_device, portable=portable,
     )  # fmt: skip
     from ptqlit.pipeline import convert
 
@@ -332,6 +336,28 @@ def config_command(
         raise InputError("config: expected either --explain=FILE or --new=KIND.")
     text = sample(kind) if kind else explain(Config.from_file(file))
     typer.echo(text.rstrip("\n"))
+
+# %% ../nbs/92_cli.ipynb #449045f4
+@app.command("check")
+def check_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A quantized ONNX file.")],
+    target: Annotated[
+        str, typer.Option("--target", help="CPU, NVGPU, DSP or ASCEND.", metavar="WORD")
+    ],
+    verbose: Annotated[bool, typer.Option("--verbose", help="Name all that is broken.")] = False,
+) -> None:
+    "Judge a quantized file by the rules of a target."
+    from ptqlit.backends.check import judge, verdict
+    from ptqlit.model.qdq import open_records
+    from ptqlit.pipeline import BACKENDS
+
+    backend, records = BACKENDS[one_of("--target", target, tuple(BACKENDS))], open_records(model)
+    broken = judge(records, backend)
+    first, *lines = verdict(broken, backend, most=sys.maxsize if verbose else 5)
+    empty = "" if records.linears else "; but it has no QuantizeLinear and no DequantizeLinear"
+    typer.echo("\n".join([f"{model}: {first}{empty}", *lines]))
+    if broken or empty:
+        raise typer.Exit(1)
 
 # %% ../nbs/92_cli.ipynb #3fabb6f4
 FlagError = typer.BadParameter.__mro__[2]  # the base of all of typer's usage errors

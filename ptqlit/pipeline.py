@@ -18,17 +18,23 @@ import onnx
 from tqdm import tqdm
 
 from .arithmetic.affine import range_note
+from .backends.ascend import ASCEND, check_shapes, closed_shapes, compiler_words
+from .backends.check import judge, verdict
 from .backends.cpu import CPU
+from .backends.dsp import DSP, closed_sizes
+from .backends.nvgpu import NVGPU
 from .backends.rules import Backend
 from .calibrators.kl import kl
 from .calibrators.max_min import Options, find_calibrator, max_min
 from .calibrators.mse import mse
 from .calibrators.percentile import percentile
 from .calibrators.removal_outlier import removal_outlier
+from .config.ascend import all_shapes, expand
 from .config.file import Config, flag_warnings, requirements
 from .errors import FILE_FAILED, OPERATOR_FAILED, PATH_FAILED, InputError
 from .model.graph import Graph, find_nodes, prepare
 from .model.plan import EndPlan, FactorPlan, Plan, load_plan, save_plan, write_whole
+from .model.qdq import open_records
 from .model.runtime import open_session
 from .quantizers.bias_correction import correct
 from .quantizers.equalization import equalize
@@ -38,6 +44,7 @@ from .quantizers.mixed_bit import auto_tune, mixed_plan, stand_in
 from .quantizers.weight import WeightOptions, weight_plan
 from .reports.folder import write_reports
 from .reports.inspect import StoredTable, stored_table
+from .reports.target import TargetTable, target_table
 from .reports.verify import VerifyTable, verify
 from .samples.bin import bin_samples
 from .samples.image import image_samples
@@ -63,13 +70,13 @@ __all__ = ['log', 'BACKENDS', 'METHODS', 'CODES', 'Factors', 'SAMPLE_FLAGS', 'SO
            'Flags', 'Job', 'refuse_unready', 'progress_bar', 'calibrate', 'Checked', 'samples_of', 'skipped_nodes',
            'make_plan', 'end_plan', 'wanted_ends', 'factors_of', 'factors_key', 'refuse_unused', 'make_dynamic_plan',
            'key_of', 'statistics_of', 'special_ranges', 'messages', 'refuse_files', 'refuse_mixed', 'workspace_of',
-           'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'finish', 'weight_options',
-           'tuning_samples', 'tuned_scale', 'unread_samples', 'quantize_weights', 'quantize_full', 'quantize_dynamic',
-           'report_samples', 'report', 'convert', 'apply']
+           'check_writable', 'keep_source', 'random_feed', 'try_once', 'look', 'own_verdict', 'finish', 'backend_of',
+           'ascend_parts', 'target_parts', 'weight_options', 'tuning_samples', 'tuned_scale', 'unread_samples',
+           'quantize_weights', 'quantize_full', 'quantize_dynamic', 'report_samples', 'report', 'convert', 'apply']
 
 # %% ../nbs/90_pipeline.ipynb #67a1a0f7
 log = logging.getLogger("ptqlit")
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPU,)}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPU, NVGPU, DSP, ASCEND)}
 METHODS = (max_min, kl, removal_outlier, percentile, mse)  # imported, so their words are registered
 
 
@@ -79,7 +86,7 @@ class Conversion:
 
     path: Path  # the written file
     plan: Plan  # every decision
-    table: VerifyTable | StoredTable  # what the runtime made of it
+    table: VerifyTable | TargetTable | StoredTable  # what was seen of it
 
     def __iter__(self):
         return iter((self.path, self.plan, self.table))
@@ -105,6 +112,7 @@ class Flags:
     cluster: str = ""  # local:N or the address of a Dask scheduler
     calibrate_device: str = "cpu"  # cpu, gpu or auto: who counts
     memory: int | None = None  # bytes that the samples in flight may take
+    portable: bool = False  # the same results on processors that add products in 16 bits
 
 
 @dataclass(frozen=True)
@@ -241,13 +249,14 @@ def factors_key(factors: Factors) -> str:
     return digest.hexdigest() if factors else ""
 
 # %% ../nbs/90_pipeline.ipynb #884b6a17
-SAMPLE_FLAGS = {  # flags that say how to calibrate -> their defaults
+SAMPLE_FLAGS = {  # flags that only a full quantization looks at -> their defaults
     "statistics_file": "", "cluster": "", "calibrate_device": "cpu", "memory": None,
+    "portable": False,
 }  # fmt: skip
 
 
 def refuse_unused(mode: str, given: dict[str, object], flags: Flags) -> None:
-    "Raise for arguments, or flags about samples, that a kind of quantization does not look at."
+    "Raise for arguments, or flags of a full quantization, that another kind does not look at."
     names = [name for name, value in given.items() if value is not None]
     names += [name for name, usual in SAMPLE_FLAGS.items() if getattr(flags, name) != usual]
     if names:
@@ -372,18 +381,69 @@ def try_once(model, graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
         ) from None
 
 # %% ../nbs/90_pipeline.ipynb #7449fa25
-def look(path: Path, plan: Plan) -> VerifyTable | StoredTable:
-    "The table that a conversion ends with."
-    return stored_table(path, plan) if plan.mode == "WEIGHT_QUANT" else verify(path, plan)
+def look(
+    path: Path, plan: Plan, backend: Backend | None = None
+) -> VerifyTable | TargetTable | StoredTable:  # fmt: skip
+    "The table that a conversion ends with; `backend` is the caller's own table of rules."
+    if plan.mode == "WEIGHT_QUANT":
+        return stored_table(path, plan)
+    known = backend or BACKENDS.get(plan.backend)
+    if plan.mode == "FULL_QUANT" and known is not None and not known.runs_here:
+        return target_table(path, plan, known)
+    for line in own_verdict(path, backend):
+        log.warning(line)
+    return verify(path, plan)
+
+
+def own_verdict(path: Path, backend: Backend | None) -> list[str]:
+    "What the checks of a caller's own backend say against the file."
+    broken = judge(open_records(path), backend) if backend is not None and backend.checks else []
+    return verdict(broken, backend) if broken else []
 
 # %% ../nbs/90_pipeline.ipynb #8cf6fe20
-def finish(graph: Graph, plan: Plan, target: Path, flags: Flags = Flags()) -> Conversion:
-    "Write the file of a Plan and verify it."
+def finish(
+    graph: Graph, plan: Plan, target: Path, flags: Flags = Flags(), backend: Backend | None = None
+) -> Conversion:  # fmt: skip
+    "Write the file of a Plan and look at it."
     model = apply_plan(graph, plan)
     if flags.infer:
-        try_once(model, graph, parse_shapes(flags.input_shape))
+        try_once(model, graph, dict(plan.shapes) | parse_shapes(flags.input_shape))
     path = write_model(model, target)
-    return Conversion(path, plan, look(path, plan))
+    return Conversion(path, plan, look(path, plan, backend))
+
+# %% ../nbs/90_pipeline.ipynb #d8de445d
+def backend_of(job: Job) -> Backend:
+    "The table of rules: the caller's own or that of the configuration, made portable if that is asked for."
+    backend = job.backend or BACKENDS[job.config.full.target_device]
+    if job.flags.portable and not backend.runs_here:
+        text = f"--portable: expected target_device=CPU: {backend.name} does not add in 16 bits."
+        raise InputError(text)
+    return replace(backend, portable=job.flags.portable or backend.portable)
+
+
+def ascend_parts(job: Job) -> dict:
+    "Sizes and metadata of a Plan for Ascend, from [ascend_context]; InputError where they do not fit the model."
+    section, inputs = job.config.ascend, job.graph.inputs
+    shapes, entries = section.input_shape, section.dynamic_dims
+    if not shapes:
+        return {}
+    where = f"{job.config.place(section.title, 'input_shape')} input_shape"
+    given = parse_shapes(job.flags.input_shape)
+    check_shapes(where, inputs, shapes, all_shapes(shapes, entries), given)
+    found = expand(shapes, entries)
+    words = compiler_words(shapes, found.kind, found.sizes)
+    return {"shapes": closed_shapes(inputs, shapes), "metadata": words}
+
+
+def target_parts(job: Job, backend: Backend) -> dict:
+    "What the Plan for a target holds beside codes: sizes and metadata."
+    if backend.static:
+        given = parse_shapes(job.flags.input_shape)
+        fix_shapes(
+            job.graph.inputs, given
+        )  # names and sizes that the model does not have are errors
+        return {"shapes": closed_sizes(backend.name, job.graph.inputs, given)}
+    return ascend_parts(job) if backend.name == ASCEND.name else {}
 
 # %% ../nbs/90_pipeline.ipynb #4185cc94
 def weight_options(config: Config) -> WeightOptions:
@@ -449,8 +509,8 @@ def quantize_weights(job: Job) -> tuple[Plan, list[str]]:
 # %% ../nbs/90_pipeline.ipynb #b50678b3
 def quantize_full(job: Job) -> tuple[Plan, list[str]]:
     "The Plan of a full quantization, and what the user should hear."
-    config, flags, backend = job.config, job.flags, job.backend
-    backend = backend or BACKENDS[config.full.target_device]
+    config, flags, backend = job.config, job.flags, backend_of(job)
+    parts = target_parts(job, backend)
     factors, notes = factors_of(job.graph, config, backend)
     graph = scale_channels(job.graph, factors)
     if job.samples is None:
@@ -461,7 +521,7 @@ def quantize_full(job: Job) -> tuple[Plan, list[str]]:
         statistics = calibrate(graph, checked, job.progress, flags)
     check_inputs(statistics, graph)
     plan = make_plan(graph, config, statistics, backend, job.ends)
-    plan = replace(plan, factors=factors, notes=plan.notes + notes)
+    plan = replace(plan, factors=factors, notes=plan.notes + notes, **parts)
     return plan, messages(plan, statistics)
 
 
@@ -541,7 +601,7 @@ def convert(
     decided = replace(decided, ends=ends, float16=flags.fp16, prepared=graph.merged)
     for line in heard:
         log.warning(line)
-    conversion = finish(graph, decided, target, flags)
+    conversion = finish(graph, decided, target, flags, backend)
     if plan is not None:
         save_plan(decided, plan)
     report(job, decided, conversion.table)
@@ -549,10 +609,11 @@ def convert(
 
 # %% ../nbs/90_pipeline.ipynb #1773cb63
 def apply(
-    plan: Plan | str | Path, model: str | Path | onnx.ModelProto, output: str | Path
-) -> Conversion:
-    "Write the file of a Plan (or of its JSON file) again, without calibrating."
+    plan: Plan | str | Path, model: str | Path | onnx.ModelProto, output: str | Path,
+    backend: Backend | None = None,
+) -> Conversion:  # fmt: skip
+    "Write the file of a Plan (or of its JSON file) again, without calibrating; `backend` if it was your own."
     target = output_path(output)
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     keep_source(model, target)
-    return finish(prepare(model, plan.prepared), plan, target)
+    return finish(prepare(model, plan.prepared), plan, target, backend=backend)

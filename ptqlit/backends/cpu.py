@@ -8,12 +8,14 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..arithmetic.affine import INT8, INT32, UINT8
-from .rules import COMPUTING, LAYER, PASS_THROUGH, Backend, Rule
+from . import check
+from .rules import COMPUTING, LAYER, PASS_THROUGH, Backend, Check, Rule
 from ..model.graph import Graph, attribute, constant
+from ..model.qdq import Records
 
 # %% auto #0
-__all__ = ['CPU', 'plain_gemm', 'known_rank', 'two_operands', 'undilated', 'opset_at_least', 'one_output', 'all_outputs',
-           'data_is_first', 'nearest_resize', 'qlinear', 'moves']
+__all__ = ['CHECKS', 'CPU', 'plain_gemm', 'known_rank', 'two_operands', 'undilated', 'opset_at_least', 'one_output',
+           'all_outputs', 'data_is_first', 'nearest_resize', 'qlinear', 'moves', 'followed_by_codes', 'guarded']
 
 # %% ../../nbs/backends/01_cpu.ipynb #a24f75b6
 def plain_gemm(node: ir.Node, graph: Graph) -> str:
@@ -86,6 +88,33 @@ def moves(*operators: str, conditions: tuple = ()) -> tuple[Rule, ...]:
     return tuple(Rule(op, PASS_THROUGH, op, (data_is_first, *conditions)) for op in operators)
 
 
+def followed_by_codes(records: Records, node: check.Operator) -> bool:
+    "Whether a QuantizeLinear reads what an operator writes, also behind a Relu or Clip."
+    name = node.outputs[0]
+    behind = [
+        user.outputs[0] for user in check.users(records, name) if user.operator in check.CLIPS
+    ]
+    return any(records.read_by(tensor) for tensor in (name, *behind))
+
+
+def guarded() -> Check:
+    "A float layer between codes has a bias with codes, so that the runtime leaves its weight alone."
+
+    def broken(records: Records) -> list[str]:
+        layers = (one for one in check.layer_records(records) if one.node.operator != "MatMul")
+        half = (one for one in layers if one.x and not one.weight and not one.bias)
+        return [one.node.name for one in half if followed_by_codes(records, one.node)]
+
+    return Check("a float layer between codes has a bias with codes", broken)
+
+
+CHECKS = (
+    check.activation_codes("uint8"), check.one_scale(), check.sound_scales(),
+    check.weight_codes("int8"), check.channel_scales("Conv", "Gemm", "MatMul"),
+    check.coded_biases(needed=False), check.matching_pairs(), check.same_numbers(), guarded(),
+)  # fmt: skip
+
+# %% ../../nbs/backends/01_cpu.ipynb #dde79151
 CPU = Backend(
     "CPU", activation=UINT8, weight=INT8, bias=INT32,
     rules=(
@@ -102,4 +131,5 @@ CPU = Backend(
         *moves("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace"),
         *moves("Slice", "Gather", "Expand", "Tile"),
     ),
+    checks=CHECKS,
 )  # fmt: skip

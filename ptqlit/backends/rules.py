@@ -13,13 +13,14 @@ import onnx_ir as ir
 from ..arithmetic.affine import NumberFormat
 from ..model.graph import Graph, constant, layer_of, only_user
 from ..model.plan import NodePlan
-from ..model.runtime import absorbs
+from ..model.qdq import Records
+from ..model.runtime import absorbs, watched
 
 # %% auto #0
 __all__ = ['Condition', 'LAYER', 'COMPUTING', 'PASS_THROUGH', 'INTEGER', 'ABSORBED', 'FLOAT', 'BEHIND', 'BEFORE', 'CODES',
-           'FLOAT_BIAS', 'ROUNDED', 'FLOATS', 'activation_inputs', 'Rule', 'Backend', 'why_not', 'find_rule',
-           'Decision', 'kind_of', 'from_codes', 'can_absorb', 'guess', 'first_guess', 'readers', 'reads_codes',
-           'drop_what_costs', 'gives_floats', 'kernel_of', 'decide_alone', 'decide']
+           'FLOAT_BIAS', 'ROUNDED', 'ANY', 'FLOATS', 'float_inputs', 'activation_inputs', 'Rule', 'Check', 'Backend',
+           'why_not', 'find_rule', 'Decision', 'kind_of', 'from_codes', 'can_absorb', 'guess', 'first_guess', 'readers',
+           'reads_codes', 'drop_what_costs', 'gives_floats', 'kernel_of', 'decide_alone', 'decide']
 
 # %% ../../nbs/backends/00_rules.ipynb #f534d796
 Condition = Callable[[ir.Node, Graph], str]  # why not; empty when the rule holds
@@ -28,13 +29,18 @@ LAYER, COMPUTING, PASS_THROUGH = "layer", "computing", "pass-through"
 INTEGER, ABSORBED, FLOAT = "integer", "absorbed", "float"
 BEHIND, BEFORE = "behind", "before"
 CODES, FLOAT_BIAS, ROUNDED = "codes", "float", "rounded"
+ANY = "*"  # the operator of a row that takes every operator
 FLOATS = " (float output)"  # behind the name of a kernel that writes floats
+
+
+def float_inputs(node: ir.Node) -> list[ir.Value]:
+    "The float32 inputs of a node, computed or constant, in order."
+    return [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
 
 
 def activation_inputs(node: ir.Node) -> list[ir.Value]:
     "The float32 inputs of a node that are computed, in order."
-    floats = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
-    return [v for v in floats if constant(v) is None]
+    return [v for v in float_inputs(node) if constant(v) is None]
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,21 @@ class Rule:
 
     operator: str
     role: str  # LAYER, COMPUTING or PASS_THROUGH
-    kernel: str  # the integer kernel that the runtime should end with
+    kernel: (
+        str  # the integer kernel that the runtime should end with; empty: called as the operator
+    )
     conditions: tuple[Condition, ...] = ()
     float_output: str = ""  # the kernel that gives floats when nobody reads codes; empty: none
     always_pays: bool = False  # worth it whatever stands before and behind it
-    operands: Callable[[ir.Node], list[ir.Value]] = activation_inputs  # those that get codes
+    operands: Callable[[ir.Node], list[ir.Value]] = float_inputs  # the inputs that get codes
+
+
+@dataclass(frozen=True)
+class Check:
+    "A rule of a target about written files."
+
+    rule: str  # a sentence that is true of a good file
+    broken: Callable[[Records], list[str]]  # the nodes and tensors that break it
 
 
 @dataclass(frozen=True)
@@ -64,11 +80,15 @@ class Backend:
     bias_form: str = CODES  # CODES, FLOAT_BIAS, or ROUNDED: floats that are multiples of s_x s_w
     per_channel: tuple[str, ...] = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # may have scales
     smallest_range: float = 0.0  # narrower ranges of activations are widened to this
+    static: bool = False  # the inputs must have fixed sizes
+    runs_here: bool = True  # onnxruntime's own kernels run the file: what stays float is guarded
+    portable: bool = False  # no pair of products of a weight may leave 16 bits
+    checks: tuple[Check, ...] = ()  # what must be true of any file for this target
     equalize: bool = True  # make channels alike where a weight gets one scale
 
     def rows(self, operator: str) -> list[Rule]:
         "The rows of an operator, in the order in which they are tried."
-        return [rule for rule in self.rules if rule.operator == operator]
+        return [rule for rule in self.rules if rule.operator in (operator, ANY)]
 
 # %% ../../nbs/backends/00_rules.ipynb #d9cc75f0
 def why_not(node: ir.Node, rule: Rule, graph: Graph) -> str:
@@ -78,6 +98,8 @@ def why_not(node: ir.Node, rule: Rule, graph: Graph) -> str:
     other = [v for v in node.outputs if v.name and v.dtype not in (None, ir.DataType.FLOAT)]
     if other or not activation_inputs(node):
         return "not a float32 operator"
+    if absorbs(node) and not (watched(node.inputs[0]) or node.inputs[0].is_graph_input()):
+        return "belongs to the float operator before it"  # what is between them is not observed
     return next((reason for condition in rule.conditions if (reason := condition(node, graph))), "")
 
 # %% ../../nbs/backends/00_rules.ipynb #950d070b
@@ -91,7 +113,8 @@ def find_rule(
     reasons = [why_not(node, rule, graph) for rule in rows]
     if "" in reasons:
         return rows[reasons.index("")], ""
-    return None, reasons[0] if reasons else "no integer kernel"
+    without = "no integer kernel" if backend.runs_here else f"computes in float on {backend.name}"
+    return None, reasons[0] if reasons else without
 
 # %% ../../nbs/backends/00_rules.ipynb #26aacad9
 @dataclass(frozen=True)
@@ -198,7 +221,9 @@ def kernel_of(node: ir.Node, decided: dict[str, Decision], ends: Set[str] = froz
     rule = decided[node.name].rule
     if rule is None:
         return ""
-    return rule.float_output + FLOATS if gives_floats(node, decided, ends) else rule.kernel
+    if gives_floats(node, decided, ends):
+        return rule.float_output + FLOATS
+    return rule.kernel or node.op_type
 
 
 def decide_alone(node: ir.Node, graph: Graph, backend: Backend, skipped: set[str]) -> NodePlan:
@@ -206,8 +231,8 @@ def decide_alone(node: ir.Node, graph: Graph, backend: Backend, skipped: set[str
     rule, reason = find_rule(node, graph, backend, skipped)
     if rule is None:
         return NodePlan(node.name, node.op_type, FLOAT, "", reason)
-    why = "constant weight" if rule.role == LAYER else "between codes by itself"
-    return NodePlan(node.name, node.op_type, INTEGER, rule.kernel, why)
+    why = "constant weight" if rule.role == LAYER else "codes of its own"
+    return NodePlan(node.name, node.op_type, INTEGER, rule.kernel or node.op_type, why)
 
 
 def decide(

@@ -18,7 +18,6 @@ METHODS = choice(
 )  # fmt: skip
 TARGETS = choice(
     "CPU", "NVGPU", "DSP", "ASCEND",
-    later=("NVGPU", "DSP", "ASCEND"),
     advice={"KIRIN": "Its files run on phones only: leave target_device out, or take DSP."},
 )  # fmt: skip
 SMOOTH = "the reference reads it when it trains for Ascend, not when it quantizes afterwards"

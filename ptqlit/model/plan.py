@@ -107,6 +107,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # what a user should hear about
     factors: tuple[FactorPlan, ...] = ()
     ends: tuple[EndPlan, ...] = ()
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()  # sizes that inputs get in the file
     metadata: tuple[tuple[str, str], ...] = ()  # keys and values that the written file carries
     quant_strategy: str = ""  # dynamic quantization: ALWC or ACWL
     dequant_strategy: str = ""  # ON_THE_FLY: stored weights stay integers in memory
@@ -184,6 +185,7 @@ def decode(data: dict, arrays) -> Plan:
         "notes": tuple(data["notes"]),
         "factors": tuple(FactorPlan(**decode_arrays(f, arrays)) for f in data["factors"]),
         "ends": tuple(EndPlan(**e) for e in data["ends"]),
+        "shapes": tuple((name, tuple(sizes)) for name, sizes in data["shapes"]),
         "metadata": tuple((key, value) for key, value in data["metadata"]),
     }
     return Plan(**(data | parts))

@@ -5,8 +5,10 @@
 # %% ../../nbs/model/03_qdq.ipynb #3c056f65
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,8 +18,9 @@ from ..errors import MODEL_INVALID, InputError
 from .graph import check_proto, read_proto
 
 # %% auto #0
-__all__ = ['LAYERS', 'LINEAR', 'Reader', 'Linear', 'Tables', 'tables_of', 'array_of', 'codes_type', 'linear_of', 'linears',
-           'read_model']
+__all__ = ['LAYERS', 'LINEAR', 'Reader', 'Linear', 'Tables', 'tables_of', 'array_of', 'stored_codes', 'final_readers',
+           'codes_type', 'linear_of', 'linears', 'read_model', 'Operator', 'Tensor', 'Records', 'operator_of',
+           'tensor_of', 'tensors_of', 'open_records', 'records_of']
 
 # %% ../../nbs/model/03_qdq.ipynb #a29a6de7
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -56,24 +59,42 @@ class Tables:
     "A model's graph, looked up by name."
 
     constants: dict[str, onnx.TensorProto]
-    makers: dict[str, str] = field(default_factory=dict)  # tensor -> operator that writes it
+    makers: dict[str, onnx.NodeProto] = field(default_factory=dict)  # tensor -> what writes it
     readers: dict[str, list[Reader]] = field(default_factory=dict)
+    nodes: tuple[onnx.NodeProto, ...] = ()
 
 
 def tables_of(graph: onnx.GraphProto) -> Tables:
     "Look-up tables of a graph."
-    tables = Tables({tensor.name: tensor for tensor in graph.initializer})
+    tables = Tables({tensor.name: tensor for tensor in graph.initializer}, nodes=tuple(graph.node))
     for node in graph.node:
-        tables.makers.update(dict.fromkeys(node.output, node.op_type))
+        tables.makers.update(dict.fromkeys(node.output, node))
         for place, name in enumerate(node.input):
             tables.readers.setdefault(name, []).append((node.name, node.op_type, place))
     return tables
 
 
 def array_of(tables: Tables, name: str) -> np.ndarray | None:
-    "A constant of the graph; None for what is computed."
+    "A constant of the graph; None for what is computed, or stands outside the message."
     found = tables.constants.get(name)
-    return None if found is None else numpy_helper.to_array(found)
+    outside = found is None or found.data_location == onnx.TensorProto.EXTERNAL
+    return None if outside else numpy_helper.to_array(found)
+
+
+def stored_codes(node: onnx.NodeProto, tables: Tables) -> onnx.TensorProto | None:
+    "The constant that a QuantizeLinear or DequantizeLinear reads, also through the other of the two."
+    maker = tables.makers.get(node.input[0])
+    through = maker is not None and maker.op_type == "QuantizeLinear"
+    return tables.constants.get(maker.input[0] if through else node.input[0])
+
+
+def final_readers(node: onnx.NodeProto, tables: Tables) -> tuple[Reader, ...]:
+    "Who reads the result; for a QuantizeLinear on a constant, who reads the floats behind it."
+    names = [node.output[0]]
+    if node.op_type == "QuantizeLinear" and stored_codes(node, tables) is not None:
+        dqs = (n for n in tables.nodes if n.op_type == "DequantizeLinear")
+        names = [dq.output[0] for dq in dqs if dq.input[0] == node.output[0]]
+    return tuple(reader for name in names for reader in tables.readers.get(name, ()))
 
 
 def codes_type(node: onnx.NodeProto, tables: Tables) -> str:
@@ -87,7 +108,7 @@ def codes_type(node: onnx.NodeProto, tables: Tables) -> str:
 # %% ../../nbs/model/03_qdq.ipynb #a118b9e9
 def linear_of(node: onnx.NodeProto, tables: Tables) -> Linear:
     "The record of one QuantizeLinear or DequantizeLinear."
-    scale, stored = array_of(tables, node.input[1]), tables.constants.get(node.input[0])
+    scale, stored = array_of(tables, node.input[1]), stored_codes(node, tables)
     absent = len(node.input) < 3 or not node.input[2]
     zero = np.zeros_like(scale, np.int64) if absent and scale is not None else None
     zero = zero if absent else array_of(tables, node.input[2])
@@ -102,8 +123,8 @@ def linear_of(node: onnx.NodeProto, tables: Tables) -> Linear:
         inputs=2 if absent else 3,
         axis=next((a.i for a in node.attribute if a.name == "axis"), 1),
         dims=None if stored is None else tuple(stored.dims),
-        source=tables.makers.get(node.input[0], ""),
-        readers=tuple(tables.readers.get(node.output[0], ())),
+        source=tables.makers[node.input[0]].op_type if node.input[0] in tables.makers else "",
+        readers=final_readers(node, tables),
     )
 
 
@@ -121,3 +142,89 @@ def read_model(path: str | Path) -> onnx.ModelProto:
     proto = read_proto(path)
     check_proto(proto, str(path), path)
     return proto
+
+# %% ../../nbs/model/03_qdq.ipynb #743a5e2d
+@dataclass(frozen=True)
+class Operator:
+    "A node that is neither QuantizeLinear nor DequantizeLinear."
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]  # numbers and words; no tensors and graphs
+
+
+@dataclass(frozen=True)
+class Tensor:
+    "Type and dimensions of a tensor."
+
+    dtype: str  # as NumPy spells it
+    sizes: tuple[int | str | None, ...] | None  # a number, a symbol or None for each; None: unknown
+
+
+@dataclass(frozen=True)
+class Records:
+    "A whole file as records."
+
+    linears: tuple[Linear, ...]
+    nodes: tuple[Operator, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tensors: Mapping[str, Tensor]  # of what onnx could infer
+    tables: Tables
+
+    def written_by(self, tensor: str) -> Linear | None:
+        "The DequantizeLinear that writes a tensor, if one does."
+        return next((one for one in self.linears if one.output == tensor), None)
+
+    def read_by(self, tensor: str) -> list[Linear]:
+        "The QuantizeLinear that read a tensor."
+        return [one for one in self.linears if one.tensor == tensor]
+
+    def constant(self, name: str) -> np.ndarray | None:
+        "A constant; None for what is computed."
+        return array_of(self.tables, name)
+
+# %% ../../nbs/model/03_qdq.ipynb #a0983d4f
+def operator_of(node: onnx.NodeProto) -> Operator:
+    "The record of one node."
+    plain = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS, onnx.AttributeProto.TENSOR)
+    values = {
+        a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.type not in plain
+    }
+    return Operator(node.name, node.op_type, tuple(node.input), tuple(node.output), values)
+
+
+def tensor_of(info: onnx.ValueInfoProto) -> Tensor:
+    "Type and dimensions that a model says of a tensor."
+    kind = info.type.tensor_type
+    known = {"dim_value": lambda d: d.dim_value, "dim_param": lambda d: d.dim_param}
+    sizes = [known.get(d.WhichOneof("value"), lambda d: None)(d) for d in kind.shape.dim]
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+    return Tensor(dtype, tuple(sizes) if kind.HasField("shape") else None)
+
+
+def tensors_of(model: onnx.ModelProto) -> dict[str, Tensor]:
+    "What onnx can infer of a model's tensors; constants are left out."
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    infos = (*graph.input, *graph.value_info, *graph.output)
+    return {i.name: tensor_of(i) for i in infos if i.type.tensor_type.elem_type}
+
+
+def open_records(path: str | Path) -> Records:
+    "A file as records, tensors outside the message included; InputError (MODEL_INVALID) for what is no model."
+    model = read_model(path)
+    records = records_of(model)  # shapes are inferred from the message alone
+    onnx.load_external_data_for_model(model, str(Path(path).parent))
+    linear = tuple(linears(model))
+    return replace(records, linears=linear, tables=tables_of(model.graph))
+
+
+def records_of(model: onnx.ModelProto) -> Records:
+    "A model in memory as records."
+    graph, tables = model.graph, tables_of(model.graph)
+    nodes = (operator_of(node) for node in graph.node if node.op_type not in LINEAR)
+    inputs = (i.name for i in graph.input if i.name not in tables.constants)
+    ends = (tuple(inputs), tuple(o.name for o in graph.output))
+    return Records(tuple(linears(model)), tuple(nodes), *ends, tensors_of(model), tables)

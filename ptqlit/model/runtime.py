@@ -22,8 +22,8 @@ from .graph import Graph, constant, only_user
 
 # %% auto #0
 __all__ = ['Level', 'MESSAGE_LIMIT', 'INSIDE', 'session_options', 'is_large', 'save_split', 'Session', 'open_session',
-           'output_names', 'plain_name', 'Kernel', 'rewritten', 'kernels_of', 'absorbs', 'watched', 'activations',
-           'calibration_session', 'logits_model', 'run_batches', 'paired_latency', 'one_round']
+           'output_names', 'plain_name', 'Kernel', 'rewritten_model', 'rewritten', 'kernels_of', 'absorbs', 'watched',
+           'activations', 'calibration_session', 'logits_model', 'run_batches', 'paired_latency', 'one_round']
 
 # %% ../../nbs/model/01_runtime.ipynb #8ade1353
 Level = onnxruntime.GraphOptimizationLevel
@@ -128,12 +128,17 @@ class Kernel:
     reads_floats: bool  # its first input comes out of a DequantizeLinear
 
 
-def rewritten(model: str | Path | bytes) -> onnx.GraphProto:
-    "The graph that the runtime ends with at full optimization."
+def rewritten_model(model: str | Path | bytes, tensors: bool = True) -> onnx.ModelProto:
+    "What the runtime makes of a model at full optimization, with its large `tensors` or without."
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         open_session(model, optimized=optimized)
-        return onnx.load(optimized, load_external_data=False).graph
+        return onnx.load(optimized, load_external_data=tensors)
+
+
+def rewritten(model: str | Path | bytes) -> onnx.GraphProto:
+    "The graph that the runtime ends with at full optimization, without large tensors."
+    return rewritten_model(model, tensors=False).graph
 
 
 def kernels_of(model: str | Path | bytes) -> list[Kernel]:

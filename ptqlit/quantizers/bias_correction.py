@@ -11,13 +11,13 @@ import numpy as np
 
 from ..arithmetic.affine import Affine, dequantize, quantize
 from ..backends.rules import INTEGER, Backend
-from ..model.graph import Graph, Layer, layer_of
+from ..model.graph import Graph, Layer, attribute, layer_of
 from ..model.plan import Plan, TensorPlan
-from .full import layer_plans, raise_for_bias, weight_affine
+from .full import fitted, layer_plans, weight_affine
 from ..statistics.observe import Statistics
 
 # %% auto #0
-__all__ = ['error_of_mean', 'rounded_error', 'corrected_bias', 'corrected_plans', 'correct', 'merge_tensors']
+__all__ = ['error_of_mean', 'positions', 'rounded_error', 'corrected_bias', 'corrected_plans', 'correct', 'merge_tensors']
 
 # %% ../../nbs/quantizers/01_bias_correction.ipynb #7e6a929a
 def error_of_mean(
@@ -32,12 +32,18 @@ def error_of_mean(
     kernel = tuple(range(2, error.ndim)) if "Conv" in layer.node.op_type else ()
     error = error.sum(axis=kernel)
     if layer.group == 1:
-        return error.reshape(error.shape[0], -1) @ mean
-    outputs = layer.channels // layer.group
-    per_group = mean.reshape(layer.group, -1)  # (groups, inputs of a group)
-    return np.concatenate(
-        [error[g * outputs : (g + 1) * outputs] @ per_group[g] for g in range(layer.group)]
-    )
+        return error.reshape(error.shape[0], -1) @ mean / positions(layer)
+    stored = (
+        1 if layer.node.op_type == "ConvTranspose" else 0
+    )  # the dimension that holds all groups
+    parts = zip(np.split(error, layer.group, axis=stored), np.split(mean, layer.group))
+    return np.concatenate([part @ inputs for part, inputs in parts]) / positions(layer)
+
+
+def positions(layer: Layer) -> int:
+    "Into how many output positions the kernel of a ConvTranspose is shared out for each input position."
+    steps = attribute(layer.node, "strides", ()) if layer.node.op_type == "ConvTranspose" else ()
+    return int(np.prod(steps)) if len(steps) else 1
 
 # %% ../../nbs/quantizers/01_bias_correction.ipynb #73f45341
 def rounded_error(layer: Layer, affine: Affine, backend: Backend) -> np.ndarray:
@@ -53,7 +59,7 @@ def corrected_bias(
     bias = np.zeros(layer.channels) if layer.bias is None else layer.bias.astype(np.float64)
     affine = weight_affine(layer, backend, per_channel)
     first = bias - error_of_mean(layer, rounded_error(layer, affine, backend), mean)
-    raised = raise_for_bias(affine, s_x, first)
+    raised = fitted(affine, s_x, first, backend)
     if np.array_equal(raised.scale, affine.scale):
         return first
     return bias - error_of_mean(layer, rounded_error(layer, raised, backend), mean)

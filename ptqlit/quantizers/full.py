@@ -12,15 +12,20 @@ import numpy as np
 import onnx_ir as ir
 
 from ..arithmetic.affine import INT32, Affine, choose_affine, range_note
+from ..arithmetic.saturation import portable_affine
 from ptqlit.backends.rules import (
     ABSORBED,
+    BEFORE,
     FLOAT,
+    FLOAT_BIAS,
     FLOATS,
     INTEGER,
     PASS_THROUGH,
+    ROUNDED,
     Backend,
     activation_inputs,
     decide,
+    find_rule,
 )
 from ..calibrators.max_min import Calibrator, Range
 from ..errors import MODEL_INVALID, InputError
@@ -30,9 +35,11 @@ from ..model.runtime import absorbs
 from ..statistics.observe import Statistics
 
 # %% auto #0
-__all__ = ['output_of', 'written', 'coded', 'below_bound', 'upper_bound', 'activation_plan', 'shared_plan', 'activation_plans',
-           'check_finite', 'weight_affine', 'raise_for_bias', 'bias_plan', 'layer_plans', 'constant_plans',
-           'reached_by_codes', 'movers_of', 'guard_plan', 'shielded', 'weight_plans', 'edge_plans', 'full_plan']
+__all__ = ['output_of', 'written', 'operands_of', 'coded', 'below_bound', 'upper_bound', 'widened', 'activation_plan',
+           'shared_plan', 'activation_plans', 'check_finite', 'weight_affine', 'has_scales', 'raise_for_bias', 'fitted',
+           'bias_plan', 'stored_bias', 'layer_plans', 'portable_reason', 'constant_plans', 'reached_by_codes',
+           'movers_of', 'guard_plan', 'shielded', 'weight_plans', 'edge_plans', 'merged_notes', 'scale_notes',
+           'full_plan']
 
 # %% ../../nbs/quantizers/00_full.ipynb #78f67b5f
 def output_of(node: ir.Node, decisions: dict[str, NodePlan]) -> ir.Value:
@@ -43,29 +50,37 @@ def output_of(node: ir.Node, decisions: dict[str, NodePlan]) -> ir.Value:
     return node.outputs[0]
 
 
-def written(node: ir.Node, decisions: dict[str, NodePlan]) -> list[ir.Value]:
+def written(node: ir.Node, decisions: dict[str, NodePlan], backend: Backend) -> list[ir.Value]:
     "The tensors that a node writes as codes."
-    plan = decisions[node.name]
+    plan, further = decisions[node.name], [value for value in node.outputs[1:] if value.name]
+    if backend.pairs == BEFORE:
+        return []
     if plan.decision == PASS_THROUGH:
-        return [value for value in node.outputs if value.name]
+        return [node.outputs[0], *further]
     if plan.decision == INTEGER and not plan.kernel.endswith(FLOATS):
-        return [output_of(node, decisions)]
+        return [output_of(node, decisions), *further]
     return []
 
 
+def operands_of(node: ir.Node, graph: Graph, backend: Backend) -> list[ir.Value]:
+    "The inputs, computed or constant, that an integer node reads as codes."
+    rule, _ = find_rule(node, graph, backend, set())
+    return [] if rule is None else rule.operands(node)
+
+
 def coded(
-    graph: Graph, decisions: dict[str, NodePlan], ends: Set[str] = frozenset()
+    graph: Graph, decisions: dict[str, NodePlan], backend: Backend, ends: Set[str] = frozenset()
 ) -> dict[str, list[str]]:
     "Tensor that needs codes -> its readers that get them; an empty list stands for all, as it does for `ends`."
-    codes = {value.name for node in graph.nodes for value in written(node, decisions)}
+    codes = {value.name for node in graph.nodes for value in written(node, decisions, backend)}
     tensors: dict[str, list[str]] = {}
     for node in graph.nodes:
         if decisions[node.name].decision in (INTEGER, PASS_THROUGH):
-            for value in activation_inputs(node):
+            for value in (v for v in operands_of(node, graph, backend) if constant(v) is None):
                 readers = tensors.setdefault(value.name, [])
                 if value.name not in codes and node.name not in readers:
                     readers.append(node.name)
-        for value in written(node, decisions):
+        for value in written(node, decisions, backend):
             tensors.setdefault(value.name, [])
     return tensors | {name: [] for name in ends}
 
@@ -87,9 +102,16 @@ def upper_bound(value: ir.Value) -> float | None:
     return None if high is None else float(high.item())
 
 
+def widened(lo: float, hi: float, backend: Backend) -> tuple[float, float]:
+    "A range that is wide enough for a backend, with its zero."
+    low, high = min(lo, 0.0), max(hi, 0.0)
+    narrow = high - low < backend.smallest_range
+    return (low, low + backend.smallest_range) if narrow else (lo, hi)
+
+
 def activation_plan(value: ir.Value, chosen: Range, method: str, backend: Backend) -> TensorPlan:
     "The numbers of one activation, from its range."
-    fmt, limits = backend.activation, (float(chosen.lo), float(chosen.hi))
+    fmt, limits = backend.activation, widened(float(chosen.lo), float(chosen.hi), backend)
     affine, bound = choose_affine(*limits, fmt), upper_bound(value)
     if bound is not None and bound > 0:
         affine = below_bound(affine, fmt.qmax, bound)
@@ -109,7 +131,7 @@ def activation_plans(
     method: str, calibrator: Calibrator, ends: Set[str] = frozenset(),
 ) -> dict[str, TensorPlan]:  # fmt: skip
     "The numbers of every activation with codes, in computing order; `calibrator` has its options bound."
-    wanted, plans = coded(graph, decisions, ends), {}
+    wanted, plans = coded(graph, decisions, backend, ends), {}
     for name, value in graph.values.items():
         if name not in wanted:
             continue
@@ -136,7 +158,16 @@ def weight_affine(layer: Layer, backend: Backend, per_channel: bool = True) -> A
             check_finite(layer.node.name, value.name, constant(value))
     others = tuple(a for a in range(layer.weight.ndim) if a != layer.axis)
     largest = np.abs(layer.weight).max(axis=others if per_channel else None)
-    return choose_affine(-largest, largest, backend.weight)
+    affine = choose_affine(-largest, largest, backend.weight)
+    if backend.portable:
+        return portable_affine(layer.weight, affine, backend.weight, layer.axis, layer.group)
+    return affine
+
+
+def has_scales(layer: Layer, backend: Backend, per_channel: bool = True) -> bool:
+    "Whether a weight gets a scale for each output channel; grouped ConvTranspose stores too few channels."
+    grouped = layer.node.op_type == "ConvTranspose" and layer.group > 1
+    return per_channel and layer.node.op_type in backend.per_channel and not grouped
 
 # %% ../../nbs/quantizers/00_full.ipynb #81363942
 def raise_for_bias(affine: Affine, s_x: np.ndarray, bias: np.ndarray) -> Affine:
@@ -149,6 +180,13 @@ def raise_for_bias(affine: Affine, s_x: np.ndarray, bias: np.ndarray) -> Affine:
     )
 
 
+def fitted(affine: Affine, s_x: np.ndarray, bias: np.ndarray | None, backend: Backend) -> Affine:
+    "The weight scales, raised where the backend has biases in int32 and one would not fit."
+    if bias is None or backend.bias_form == FLOAT_BIAS:
+        return affine
+    return raise_for_bias(affine, s_x, bias)
+
+
 def bias_plan(layer: Layer, s_x: np.ndarray, s_w: np.ndarray, bias: np.ndarray) -> TensorPlan:
     "int32 biases at exactly float32(s_x * s_w), rounded half to even."
     scale = np.asarray(np.float32(s_x) * s_w.astype(np.float32))
@@ -158,6 +196,18 @@ def bias_plan(layer: Layer, s_x: np.ndarray, s_w: np.ndarray, bias: np.ndarray) 
     numbers = (scale, np.zeros(scale.shape, np.int64), 0 if scale.ndim else None, limits)
     return TensorPlan(f"{node}_bias", "bias", INT32, *numbers, "s_x * s_w", "", node, values)
 
+
+def stored_bias(plan: TensorPlan, bias: np.ndarray, backend: Backend) -> TensorPlan:
+    "An int32 bias in the form that the backend wants it: codes, floats, or floats that the codes stand for."
+    if backend.bias_form == FLOAT_BIAS:
+        plain = (np.asarray(np.float32(1)), np.asarray(0), None)
+        plan = replace(plan, **dict(zip(("scale", "zero_point", "axis"), plain)))
+        return replace(plan, method="float", values=bias.astype(np.float32), form="float")
+    if backend.bias_form == ROUNDED:
+        values = (plan.values * plan.scale.astype(np.float64)).astype(np.float32)
+        return replace(plan, values=values, form="float")
+    return plan
+
 # %% ../../nbs/quantizers/00_full.ipynb #9950fe8d
 def layer_plans(
     layer: Layer, s_x: np.ndarray, backend: Backend, bias: np.ndarray | None,
@@ -165,27 +215,42 @@ def layer_plans(
 ) -> list[TensorPlan]:  # fmt: skip
     "Weight and bias of an integer layer; `bias` is the float bias to store (corrected or not), per channel."
     plain = weight_affine(layer, backend, per_channel)
-    affine = plain if bias is None else raise_for_bias(plain, s_x, bias)
-    raised, reason = np.count_nonzero(affine.scale != plain.scale), ""
+    affine = fitted(plain, s_x, bias, backend)
+    reasons = [portable_reason(layer, plain, backend, per_channel)]
+    raised = np.count_nonzero(affine.scale != plain.scale)
     if raised:
-        reason = f"scale of {raised} channels raised: their biases would leave int32"
-        reason = reason if per_channel else "scale raised: a bias would leave int32"
+        text = f"scale of {raised} channels raised: their biases would leave int32"
+        reasons.append(text if per_channel else "scale raised: a bias would leave int32")
     name, node = layer.node.inputs[1].name, layer.node.name
     fmt, limits = backend.weight, (float(layer.weight.min()), float(layer.weight.max()))
     numbers = (affine.scale, affine.zero_point, layer.axis if per_channel else None, limits)
-    weight = TensorPlan(name, "weight", fmt, *numbers, "MAX_MIN", reason, node)
-    return [weight] if bias is None else [weight, bias_plan(layer, s_x, affine.scale, bias)]
+    said = "; ".join(filter(None, reasons))
+    weight = TensorPlan(name, "weight", fmt, *numbers, "MAX_MIN", said, node)
+    if bias is None:
+        return [weight]
+    return [weight, stored_bias(bias_plan(layer, s_x, affine.scale, bias), bias, backend)]
+
+
+def portable_reason(layer: Layer, affine: Affine, backend: Backend, per_channel: bool) -> str:
+    "How much wider the steps of a portable weight are; empty where nothing had to give way."
+    if not backend.portable:
+        return ""
+    plain = weight_affine(layer, replace(backend, portable=False), per_channel)
+    wider = affine.scale / plain.scale
+    if not np.any(wider > 1):
+        return ""
+    return f"steps up to {wider.max():.2f} times as wide: no pair of products leaves 16 bits"
 
 # %% ../../nbs/quantizers/00_full.ipynb #6d1dab97
-def constant_plans(node: ir.Node, backend: Backend) -> list[TensorPlan]:
+def constant_plans(node: ir.Node, graph: Graph, backend: Backend) -> list[TensorPlan]:
     "The constant float32 operands of a computing operator; InputError for NaN or infinite values."
     plans, fmt = {}, backend.activation
-    for value in node.inputs:
+    for value in operands_of(node, graph, backend):
         array = constant(value)
-        if array is None or value.dtype != ir.DataType.FLOAT:
+        if array is None:
             continue
         check_finite(node.name, value.name, array)
-        limits = float(array.min()), float(array.max())
+        limits = widened(float(array.min()), float(array.max()), backend)
         affine, note = choose_affine(*limits, fmt), range_note(*limits)
         numbers = (affine.scale, affine.zero_point, None, limits, "MAX_MIN")
         plans[value.name] = TensorPlan(value.name, "constant", fmt, *numbers, note, node.name)
@@ -226,6 +291,8 @@ def shielded(
 ) -> bool:  # fmt: skip
     "Whether a tensor comes from a float operator that the runtime would make integer, if codes followed it."
     maker, movers = value.producer(), movers_of(backend)
+    if not backend.runs_here:
+        return False  # the runtime of such a target does as the file says
     while maker is not None and decisions[maker.name].decision == FLOAT:
         if not absorbs(maker) and maker.op_type not in movers:
             break
@@ -247,11 +314,12 @@ def weight_plans(
         layer, decision = layer_of(node), decisions[node.name].decision
         if decision == INTEGER and layer is not None:
             s_x = activations[layer.input.name].scale
-            plans += layer_plans(layer, s_x, backend, layer.bias, per_channel)
+            scales = has_scales(layer, backend, per_channel)
+            plans += layer_plans(layer, s_x, backend, layer.bias, scales)
         elif decision == INTEGER:
-            plans += constant_plans(node, backend)
-        elif decision == FLOAT and layer is not None and node.op_type != "MatMul":
-            if reached_by_codes(layer.input, edges, movers):
+            plans += constant_plans(node, graph, backend)
+        elif backend.runs_here and layer is not None and node.op_type != "MatMul":
+            if decision == FLOAT and reached_by_codes(layer.input, edges, movers):
                 plans.append(guard_plan(layer))
     return plans
 
@@ -263,8 +331,27 @@ def edge_plans(
     plans = []
     for name, value in graph.values.items():
         for reader in (edges[name] or [""]) if name in edges else []:
-            plans.append(EdgePlan(name, reader, shielded(value, decisions, edges, backend)))
+            own = bool(reader) and backend.own_pairs
+            plans.append(EdgePlan(name, reader, shielded(value, decisions, edges, backend), own))
     return tuple(plans)
+
+
+def merged_notes(decisions: dict[str, NodePlan], skipped: Set[str]) -> list[str]:
+    "One line for each node to skip that is a part of another."
+    merged = sorted(name for name in skipped if decisions[name].decision == ABSORBED)
+    text = "merged into the operator before it; to keep that one in float, name it"
+    return [f"{name}: {text}" for name in merged]
+
+
+def scale_notes(graph: Graph, decisions: dict[str, NodePlan], backend: Backend) -> list[str]:
+    "A line on the layers that get one scale although each channel was to have its own."
+    layers = [layer_of(n) for n in graph.nodes if decisions[n.name].decision == INTEGER]
+    single = [layer.node for layer in layers if layer and not has_scales(layer, backend)]
+    if not single:
+        return []
+    names = ", ".join(f"{node.name} ({node.op_type})" for node in single)
+    has = f"for {' and '.join(backend.per_channel)} only" if backend.per_channel else "nowhere"
+    return [f"{names}: one scale for the weight; {backend.name} has scales per channel {has}"]
 
 # %% ../../nbs/quantizers/00_full.ipynb #2b54f8bb
 def full_plan(
@@ -275,13 +362,12 @@ def full_plan(
     "Decide everything about a full quantization, without bias correction; InputError for NaN constants."
     nodes = decide(graph, backend, skipped, ends)
     decisions = {plan.name: plan for plan in nodes}
-    edges = coded(graph, decisions, ends)
+    edges = coded(graph, decisions, backend, ends)
     chosen = (backend, decisions, method, calibrator, ends)
     activations = activation_plans(graph, statistics, *chosen)
     weights = weight_plans(graph, backend, decisions, activations, edges, per_channel)
     pairs = edge_plans(graph, decisions, edges, backend)
-    merged = sorted(name for name in skipped if decisions[name].decision == ABSORBED)
-    text = "merged into the operator before it; to keep that one in float, name it"
-    notes = (f"{name}: {text}" for name in merged)
+    notes = merged_notes(decisions, skipped)
+    notes += scale_notes(graph, decisions, backend) if per_channel else []
     head = (graph.hash, backend.name, "FULL_QUANT", config)
     return Plan(*head, nodes, (*activations.values(), *weights), pairs, tuple(notes))

@@ -15,12 +15,12 @@ from ..model.graph import Graph, Layer, constant, layer_of, set_constant, tensor
 from ..model.plan import EdgePlan, FactorPlan, Plan, TensorPlan
 from .dynamic import make_dynamic
 from .ends import change_ends, halve
-from .pairs import apply_constants, place_pair
+from .pairs import apply_constants, place_own_pair, place_pair
 from .weights import check_weights, opset_for, raised, store_weights
 
 # %% auto #0
 __all__ = ['check_names', 'check_codes', 'grouped', 'factor_matrix', 'scaled_weight', 'scale_channels', 'check_model',
-           'place_all', 'apply_plan']
+           'place_all', 'check_shapes', 'set_shapes', 'apply_plan']
 
 # %% ../../nbs/storage/04_apply.ipynb #35ab83ef
 def check_names(source: str, plan: Plan, nodes: set[str], values: set[str]) -> None:
@@ -39,7 +39,8 @@ def check_names(source: str, plan: Plan, nodes: set[str], values: set[str]) -> N
 def check_codes(source: str, plan: Plan) -> None:
     "Raise InputError where a zero point or a stored value is no code of its format."
     for tensor in plan.tensors:
-        for what, codes in (("zero point", tensor.zero_point), ("value", tensor.values)):
+        values = None if tensor.form == "float" else tensor.values
+        for what, codes in (("zero point", tensor.zero_point), ("value", values)):
             low, high = tensor.format.qmin, tensor.format.qmax
             if codes is not None and codes.size and not low <= codes.min() <= codes.max() <= high:
                 text = f'a {what} of "{tensor.name}" is no code: expected {low}..{high}'
@@ -105,6 +106,7 @@ def check_model(graph: Graph, plan: Plan) -> None:
     check_names(graph.name, plan, nodes, set(graph.values))
     check_weights(graph, plan)
     check_codes(graph.name, plan)
+    check_shapes(graph, plan)
 
 
 def place_all(model: ir.Model, plan: Plan, taken: set[str]) -> None:
@@ -116,13 +118,44 @@ def place_all(model: ir.Model, plan: Plan, taken: set[str]) -> None:
     for name, plans in constants.items():
         apply_constants(model.graph, nodes[name], plans, taken)
     for name, on_tensor in edges.items():
-        place_pair(model.graph, values[name], plan.activation(name), on_tensor, taken)
+        numbers, value = plan.activation(name), values[name]
+        for edge in (edge for edge in on_tensor if edge.own):
+            place_own_pair(model.graph, value, numbers, edge, taken)
+        shared = [edge for edge in on_tensor if not edge.own]
+        if shared:
+            place_pair(model.graph, value, numbers, shared, taken)
+
+# %% ../../nbs/storage/04_apply.ipynb #28c79d89
+def check_shapes(graph: Graph, plan: Plan) -> None:
+    "Raise InputError where the Plan's sizes do not fit the model's inputs."
+    sizes = {put.name: put.shape for put in graph.inputs}
+    for name, shape in plan.shapes:
+        known = sizes.get(name, ())
+        fits = len(known) == len(shape) and all(
+            k == s for k, s in zip(known, shape) if isinstance(k, int)
+        )
+        if not fits:
+            text = f'sizes {shape} for "{name}" do not fit the model'
+            raise InputError(f"{graph.name}: the Plan is wrong: {text}.")
+
+
+def set_shapes(model: ir.Model, plan: Plan) -> None:
+    "Give inputs the sizes of a Plan, and all other tensors those that follow from them."
+    if not plan.shapes:
+        return
+    sizes = dict(plan.shapes)
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(sizes[value.name]) if value.name in sizes else value.shape
+    for value in (v for node in model.graph for v in node.outputs):
+        value.shape = None
+    ir.passes.common.ShapeInferencePass()(model)
 
 # %% ../../nbs/storage/04_apply.ipynb #3255ecb3
 def apply_plan(graph: Graph, plan: Plan) -> ir.Model:
     "The quantized model; the graph is not changed. InputError for a Plan of another model, or a wrong name."
     check_model(graph, plan)
     model = raised(scale_channels(graph, plan.factors).copy_model(), opset_for(plan))
+    set_shapes(model, plan)
     taken = tensor_names(model.graph)
     floats = [name for name, v in model.graph.initializers.items() if constant(v) is not None]
     store_weights(model, plan, taken)

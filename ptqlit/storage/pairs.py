@@ -13,8 +13,8 @@ from ..model.graph import constant, free_name, set_constant
 from ..model.plan import EdgePlan, TensorPlan
 
 # %% auto #0
-__all__ = ['numbers', 'linear_node', 'constant_codes', 'store_constant', 'apply_constants', 'place_behind', 'shield_node',
-           'pair_nodes', 'place_pair']
+__all__ = ['numbers', 'linear_node', 'constant_codes', 'store_constant', 'store_floats', 'apply_constants', 'place_behind',
+           'shield_node', 'pair_nodes', 'place_own_pair', 'place_pair']
 
 # %% ../../nbs/storage/00_pairs.ipynb #5dbf18ba
 def numbers(
@@ -63,11 +63,20 @@ def store_constant(
     node.replace_input_with(place, dq.outputs[0])
 
 # %% ../../nbs/storage/00_pairs.ipynb #f80defb5
+def store_floats(graph: ir.Graph, node: ir.Node, plan: TensorPlan, taken: set[str]) -> None:
+    "Let a layer read a bias that the Plan gives as floats."
+    node.resize_inputs(max(3, len(node.inputs)))
+    node.replace_input_with(2, set_constant(graph, plan.name, plan.values, taken))
+
+
 def apply_constants(
     graph: ir.Graph, node: ir.Node, plans: list[TensorPlan], taken: set[str]
 ) -> None:  # fmt: skip
     "Store weight, bias and constants of one node."
     for plan in plans:
+        if plan.form == "float":
+            store_floats(graph, node, plan, taken)
+            continue
         if plan.role == "bias":
             store_constant(graph, node, 2, constant_codes(None, plan), plan, taken)
             continue
@@ -95,10 +104,12 @@ def shield_node(value: ir.Value, taken: set[str]) -> ir.Node:
 
 
 def pair_nodes(
-    graph: ir.Graph, value: ir.Value, plan: TensorPlan, shielded: bool, taken: set[str]
+    graph: ir.Graph, value: ir.Value, plan: TensorPlan, shielded: bool, taken: set[str],
+    reader: str = "",
 ) -> list[ir.Node]:  # fmt: skip
-    "Q and DQ of a tensor, and a shield before them where it is asked for."
+    "Q and DQ of a tensor, of a single `reader` if that is named, and a shield before them where it is asked for."
     name, nodes = value.name, [shield_node(value, taken)] if shielded else []
+    name = f"{name}_for_{reader}" if reader else name
     shared = numbers(graph, name, plan.affine, plan.format, taken)
     codes = ir.DataType.from_numpy(plan.format.dtype)
     for operator, kind in (("QuantizeLinear", codes), ("DequantizeLinear", ir.DataType.FLOAT)):
@@ -108,6 +119,17 @@ def pair_nodes(
     return nodes
 
 # %% ../../nbs/storage/00_pairs.ipynb #19bc942a
+def place_own_pair(
+    graph: ir.Graph, value: ir.Value, plan: TensorPlan, edge: EdgePlan, taken: set[str]
+) -> None:  # fmt: skip
+    "Put Q and DQ on a tensor for one reader alone."
+    nodes = pair_nodes(graph, value, plan, edge.shielded, taken, edge.consumer)
+    places = [(u.node, u.idx) for u in value.uses() if u.node.name == edge.consumer]
+    place_behind(graph, value, nodes)
+    for node, place in places:
+        node.replace_input_with(place, nodes[-1].outputs[0])
+
+
 def place_pair(
     graph: ir.Graph, value: ir.Value, plan: TensorPlan, edges: list[EdgePlan], taken: set[str]
 ) -> None:  # fmt: skip

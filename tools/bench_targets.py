@@ -1,0 +1,98 @@
+"""Write the files of every target for a folder of real models, judge them, and compare their answers.
+
+    python tools/bench_targets.py --zoo FOLDER [--images N] [--only WORD]
+
+Each model is observed once, over 100 calibration images; every target's table then decides from the
+same statistics, with MAX_MIN and bias correction. The files are judged by the rules of their target,
+and run by onnxruntime over the validation images: the share of images on which a file agrees with the
+float model may lie below the share of the CPU's file by one point, for NVGPU by three. Models, images
+and measures are those of bench.py.
+"""
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from bench import CASES, Case, all_logits, config_of, validation
+from rich.console import Console
+from rich.table import Table
+
+from ptqlit.arithmetic.measure import agreement, sqnr
+from ptqlit.backends.check import judge
+from ptqlit.backends.rules import Backend
+from ptqlit.calibrators.max_min import max_min
+from ptqlit.model.graph import Graph, prepare
+from ptqlit.model.plan import Plan
+from ptqlit.model.qdq import open_records
+from ptqlit.pipeline import BACKENDS
+from ptqlit.quantizers.bias_correction import correct
+from ptqlit.quantizers.full import full_plan
+from ptqlit.samples.image import image_samples
+from ptqlit.statistics.observe import Statistics, observe
+from ptqlit.storage.apply import apply_plan
+from ptqlit.storage.write import write_model
+
+BATCH = 10  # images at a time, as bench.py has them
+ALLOWED = {"NVGPU": 3.0, "DSP": 1.0, "ASCEND": 1.0}  # points of agreement below the CPU's file
+
+
+def plan_of(graph: Graph, statistics: Statistics, backend: Backend) -> Plan:
+    """The Plan for a target, with sizes where it needs them."""
+    plan = full_plan(graph, statistics, backend, "MAX_MIN", max_min)
+    plan = correct(plan, graph, statistics, backend)
+    put = graph.inputs[0]
+    return replace(plan, shapes=((put.name, (BATCH, *put.shape[1:])),)) if backend.static else plan
+
+
+def target_rows(case: Case, zoo: Path, limit: int = 0) -> list[list[str]]:
+    """One row of the table for each target; `limit` validation images, 0: all."""
+    model, config = zoo / "models" / f"{case.model}.onnx", config_of(case, zoo)
+    graph = prepare(model)
+    statistics = observe(graph, image_samples(config, graph))
+    files, labels = validation(case, zoo, limit)
+    files, labels = (part[: len(part) // BATCH * BATCH] for part in (files, labels))
+    with tempfile.TemporaryDirectory() as folder:
+        plans = {name: plan_of(graph, statistics, backend) for name, backend in BACKENDS.items()}
+        written = {
+            name: write_model(apply_plan(graph, plan), Path(folder) / f"{name}.onnx")
+            for name, plan in plans.items()
+        }
+        broken = {name: judge(open_records(path), BACKENDS[name]) for name, path in written.items()}
+        logits = all_logits(case, config, graph, files, {"float": model, **written})
+    same = {name: 100 * agreement(logits["float"], logits[name]) for name in written}
+    rows = []
+    for name, plan in plans.items():
+        codes = sum(node.decision != "float" for node in plan.nodes)
+        top1 = 100 * float(np.mean(logits[name].argmax(1) == labels))
+        good = not broken[name] and same[name] >= same["CPU"] - ALLOWED.get(name, 0)
+        rules = f"{len(BACKENDS[name].checks) - len(broken[name])} of {len(BACKENDS[name].checks)}"
+        noise = f"{sqnr(logits['float'], logits[name]):.2f}"
+        rows.append(["", name, f"{codes} of {len(plan.nodes)}", rules, f"{top1:.2f}",
+                     f"{same[name]:.2f}", noise, "ok" if good else "MISSED"])  # fmt: skip
+    rows[0][0] = case.model
+    return rows
+
+
+def main() -> None:
+    """Measure every model that the folder holds and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--zoo", type=Path, required=True, help="folder with models/ and images")
+    parser.add_argument("--images", type=int, default=0, help="validation images; 0: all")
+    parser.add_argument("--only", default="", help="models whose name contains this")
+    options = parser.parse_args()
+    cases = [c for c in CASES if options.only in c.model and (options.zoo / "models" / f"{c.model}.onnx").exists()]
+    if not cases:
+        parser.exit(2, f"bench_targets: {options.zoo} holds none of the benchmark models\n")
+    columns = ["model", "target", "with codes", "rules hold", "top-1 %", "agreement %", "SQNR dB", "promise"]
+    shown = Table(*columns, title="files for other machines, run by onnxruntime")
+    for case in cases:
+        for row in target_rows(case, options.zoo, options.images):
+            shown.add_row(*row)
+    Console(width=120).print(shown)
+
+
+if __name__ == "__main__":
+    main()
