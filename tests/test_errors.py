@@ -21,7 +21,7 @@ from ptqlit import InputError, cli
 from ptqlit.model import plan as plan_module
 from ptqlit.model.plan import load_plan, write_whole
 
-GIVEN, FILE, FOLDER, MODEL = -600, -1, -3, -200  # the statuses of the reference
+GIVEN, FILE, FOLDER, MODEL, OPERATOR = -600, -1, -3, -200, -300  # the statuses of the reference
 
 CONFIG = """[common_quant_param]
 quant_type=FULL_QUANT
@@ -308,10 +308,18 @@ CONFIGS = {  # name: change, status, words of the message
         ["expected a weight to store in few bits", "min_quant_weight_channel=16"],
     ),
     "pictures read as raw buffers": (edit("=IMAGE", "=BIN"), FILE, ["bytes for x", "1728"]),
-    "NVGPU is not there yet": (
-        edit("[full_quant_param]", "[full_quant_param]\ntarget_device=NVGPU"),
+    "open sizes for DSP": (
+        edit("[full_quant_param]", "[full_quant_param]\ntarget_device=DSP"),
+        OPERATOR,
+        ["DSP needs fixed sizes", 'input "x"', "expected --inputShape=x:"],
+    ),
+    "an Ascend shape for an input that is not there": (
+        edit(
+            "[full_quant_param]",
+            "[ascend_context]\ninput_shape=y:[1,3,12,12]\n[full_quant_param]\ntarget_device=ASCEND",
+        ),
         GIVEN,
-        ["c.cfg:16", "NVGPU", "not supported yet"],
+        ["c.cfg:16", "input_shape", 'no input "y"'],
     ),
     "a section that is not there yet": (
         lambda text: text + "[transform_quant_param]\nexport_precision_mode=FLOAT32\n",
