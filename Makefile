@@ -72,6 +72,8 @@ bench: $(STAMP) ## compare with quantize_static on the models in ZOO=folder
 	$(PY) tools/bench_weights.py --zoo "$(ZOO)"
 	$(PY) tools/bench_mixed.py --zoo "$(ZOO)"
 	$(PY) tools/bench_dynamic.py --zoo "$(ZOO)"
+	$(PY) tools/bench_targets.py --zoo "$(ZOO)"
+	$(PY) tools/bench_portable.py --zoo "$(ZOO)"
 	$(PY) tools/bench_large.py
 
 bench-gpu: $(STAMP) ## bandwidth and bits of the GPU's kernels; without a GPU it says so
