@@ -11,7 +11,7 @@ from pathlib import Path
 from ..backends.check import Broken, judge, verdict
 from ..backends.rules import FLOAT, INTEGER, Backend
 from ..model.plan import Plan
-from ..model.qdq import Records, open_records
+from ..model.qdq import open_records
 from ..model.runtime import Kernel, kernels_of
 from .verify import VerifyRow, by_name, float_lines
 
