@@ -69,23 +69,21 @@ def level_table(content, before, kept, means, weights):
     "Rows for thresholds from `kept` on: level means and border mixes, and what of P stands there."
     for row in range(means.shape[0]):
         per_bin = LEVELS / (kept + row)
-        border, share, previous = 0, 0.0, 0.0  # bin where a level begins; its share before that
+        border, right, mean = np.uint64(0), 0.0, 0.0  # bin where a level begins
         for level in range(LEVELS):
-            end = (level + 1) * (kept + row)  # in 1/128 bins
-            last, right = end // LEVELS, end % LEVELS / LEVELS
-            first, cut = border, 0.0
-            if share > 0:
-                first, cut = border + 1, content[border]
-            whole = before[last] - before[first]
+            end = np.uint64((level + 1) * (kept + row))  # in 1/128 bins
+            last, share, previous = end // np.uint64(LEVELS), right, mean  # share before the border
+            right = np.float64(end % np.uint64(LEVELS)) / LEVELS
+            cut, whole = content[border], before[last] - before[border + np.uint64(1)]
             mean = (whole + (1 - share) * cut + right * content[last]) * per_bin + EMPTY
-            means[row, 2 * level] = mean
-            weights[row, 2 * level] = whole + (last - first) * EMPTY
-            means[row, 2 * level + 1] = share * previous + (1 - share) * mean
-            weights[row, 2 * level + 1] = cut + EMPTY * (first - border)
-            border, share, previous = last, right, mean
+            means[row, level] = mean
+            weights[row, level] = whole + np.float64(last - border - np.uint64(1)) * EMPTY
+            means[row, LEVELS + level] = share * previous + (1 - share) * mean
+            weights[row, LEVELS + level] = cut + EMPTY
+            border = last
 
 # %% ../../nbs/calibrators/01_kl.ipynb #722c5dd7
-ROWS = 128  # thresholds at a time: their tables stay in the cache
+ROWS = 32  # thresholds at a time: their tables stay in the cache
 
 
 def divergences(content: np.ndarray) -> np.ndarray:
@@ -98,7 +96,7 @@ def divergences(content: np.ndarray) -> np.ndarray:
     for start in range(0, len(kept), ROWS):
         part = slice(start, start + ROWS)
         level_table(content, before, LEVELS + start, means, weights)
-        weights[:, -2] += beyond[part]
+        weights[:, LEVELS - 1] += beyond[part]
         cross[part] = np.einsum("ij,ij->i", weights, np.log(means, out=means))
     plain = np.concatenate([[0.0], np.cumsum(full * np.log(full))])
     last = full[kept - 1] + beyond
