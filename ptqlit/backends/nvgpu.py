@@ -98,7 +98,7 @@ CHECKS = (
     check.activation_codes("int8"), check.symmetric(), check.one_scale(), check.sound_scales(),
     check.weight_codes("int8"), check.channel_scales(*LAYERS), check.whole_layers(),
     check.float_biases(), check.matching_pairs(), check.own_pairs(),
-    check.only_before(*LAYERS, "Add"), residual_adds(),
+    check.only_before(*LAYERS, "Add"), residual_adds(), check.float_operators(),
 )  # fmt: skip
 
 NVGPU = Backend(
