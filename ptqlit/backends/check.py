@@ -40,6 +40,8 @@ def judge(records: Records, backend: Backend) -> list[Broken]:
 def verdict(broken: list[Broken], backend: Backend, most: int = 5) -> list[str]:
     "A line for each broken rule with the first names, below a line that counts; one line when all hold."
     count = len(backend.checks)
+    if not count:
+        return [f"{backend.name} has no rules to judge by"]
     if not broken:
         return [f"all {count} rules of {backend.name} hold"]
     lines = [f"{len(broken)} of {count} rules of {backend.name} are broken"]
@@ -246,7 +248,8 @@ def channel_scales(*operators: str) -> Check:
         wrong = (layer for layer in layer_records(records) if misplaced(layer, operators))
         return [f"{label(layer.weight)} ({layer.node.operator})" for layer in wrong]
 
-    return Check(f"scales per channel count the output channels of {', '.join(operators)}", broken)
+    few = f"scales per channel count the output channels of {', '.join(operators)}"
+    return Check(few if operators else "a weight has one scale", broken)
 
 # %% ../../nbs/backends/01_check.ipynb #217e89d8
 def whole_layers() -> Check:
