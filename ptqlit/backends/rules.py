@@ -58,7 +58,7 @@ class Rule:
     operands: Callable[[ir.Node], list[ir.Value]] = float_inputs  # the inputs that get codes
     host: Callable[[ir.Node], ir.Value] | None = None  # written by what it is merged into
 
-
+# %% ../../nbs/backends/00_rules.ipynb #5a1c57d8
 @dataclass(frozen=True)
 class Check:
     "A rule of a target about written files."

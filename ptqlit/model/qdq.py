@@ -89,7 +89,7 @@ def tables_of(graph: onnx.GraphProto) -> Tables:
             tables.readers.setdefault(name, []).append((node.name, node.op_type, place))
     return tables
 
-
+# %% ../../nbs/model/03_qdq.ipynb #1c27b247
 def array_of(tables: Tables, name: str) -> np.ndarray | None:
     "A constant of the graph; None for what is computed, or stands outside the message."
     found = tables.constants.get(name)
