@@ -347,7 +347,7 @@ def check_command(
     verbose: Annotated[bool, typer.Option("--verbose", help="Name all that is broken.")] = False,
 ) -> None:
     "Judge a quantized file by the rules of a target."
-    from ptqlit.backends.check import judge, verdict
+    from ptqlit.backends.check import judge, unjudged, verdict
     from ptqlit.model.qdq import open_records
     from ptqlit.pipeline import BACKENDS
 
@@ -355,7 +355,8 @@ def check_command(
     broken = judge(records, backend)
     first, *lines = verdict(broken, backend, most=sys.maxsize if verbose else 5)
     empty = "" if records.linears else "; but it has no QuantizeLinear and no DequantizeLinear"
-    typer.echo("\n".join([f"{model}: {first}{empty}", *lines]))
+    unseen = unjudged(records) if backend.runs_here else []
+    typer.echo("\n".join([f"{model}: {first}{empty}", *lines, *unseen]))
     if broken or empty:
         raise typer.Exit(1)
 

@@ -47,7 +47,7 @@ CHECKS = (
     check.activation_codes("int8"), check.one_scale(), check.sound_scales(),
     check.weight_codes("int8"), check.channel_scales("Conv", "ConvTranspose"),
     check.whole_layers(), check.float_biases(), check.rounded_biases(), check.matching_pairs(),
-    check.own_pairs(), check.only_before(*READERS),
+    check.own_pairs(), check.only_before(*READERS), check.float_operators(),
 )  # fmt: skip
 
 ASCEND = Backend(

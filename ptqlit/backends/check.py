@@ -14,10 +14,11 @@ from .rules import Backend, Check
 from ..model.qdq import LAYERS, Linear, Operator, Records
 
 # %% auto #0
-__all__ = ['Test', 'ACTIVATIONS', 'CLIPS', 'MIXING', 'MOVING', 'Broken', 'judge', 'verdict', 'label', 'each', 'activation_codes',
-           'one_scale', 'sound_scales', 'all_zero', 'symmetric', 'weight_codes', 'wide_ranges', 'users', 'dequantizers',
-           'alike', 'quantizers', 'matching_pairs', 'own_pairs', 'only_before', 'LayerRecord', 'layer_records',
-           'misplaced', 'channel_scales', 'whole_layers', 'float_biases', 'bias_scale', 'wrong_codes', 'coded_biases',
+__all__ = ['Test', 'ACTIVATIONS', 'HOLDING', 'CLIPS', 'MIXING', 'MOVING', 'Broken', 'judge', 'verdict', 'label', 'each',
+           'activation_codes', 'one_scale', 'sound_scales', 'all_zero', 'symmetric', 'weight_codes', 'wide_ranges',
+           'users', 'dequantizers', 'alike', 'quantizers', 'matching_pairs', 'own_pairs', 'only_before',
+           'with_codes_inside', 'unjudged', 'float_operators', 'LayerRecord', 'layer_records', 'misplaced',
+           'channel_scales', 'whole_layers', 'float_biases', 'bias_scale', 'wrong_codes', 'coded_biases',
            'between_codes', 'rounded_biases', 'is_float', 'has_codes', 'everything_coded', 'same_numbers',
            'fixed_sizes']
 
@@ -39,6 +40,8 @@ def judge(records: Records, backend: Backend) -> list[Broken]:
 def verdict(broken: list[Broken], backend: Backend, most: int = 5) -> list[str]:
     "A line for each broken rule with the first names, below a line that counts; one line when all hold."
     count = len(backend.checks)
+    if not count:
+        return [f"{backend.name} has no rules to judge by"]
     if not broken:
         return [f"all {count} rules of {backend.name} hold"]
     lines = [f"{len(broken)} of {count} rules of {backend.name} are broken"]
@@ -178,6 +181,29 @@ def only_before(*operators: str) -> Check:
 
     return Check(f"codes stand before {', '.join(operators)} only", broken)
 
+# %% ../../nbs/backends/01_check.ipynb #1b9c6cf3
+HOLDING = ("QLinear", "QGemm", "Integer", "DynamicQuantize", "NBits")  # parts of operators' names
+
+
+def with_codes_inside(records: Records) -> list[str]:
+    "Operators that hold codes themselves, as onnxruntime's integer kernels do."
+    held = (n for n in records.nodes if any(word in n.operator for word in HOLDING))
+    return [f"{node.name} ({node.operator})" for node in held]
+
+
+def unjudged(records: Records) -> list[str]:
+    "A line about operators whose own codes no rule looks at; none without such operators."
+    found = with_codes_inside(records)
+    some = ", ".join(found[:3]) + (" and so on" if len(found) > 3 else "")
+    return (
+        [f"  not looked at: codes inside of operators, {len(found)} times: {some}"] if found else []
+    )
+
+
+def float_operators() -> Check:
+    "Operators compute with floats, and the codes stand around them."
+    return Check("operators are float ones with codes around them", with_codes_inside)
+
 # %% ../../nbs/backends/01_check.ipynb #d4915554
 @dataclass(frozen=True)
 class LayerRecord:
@@ -222,7 +248,8 @@ def channel_scales(*operators: str) -> Check:
         wrong = (layer for layer in layer_records(records) if misplaced(layer, operators))
         return [f"{label(layer.weight)} ({layer.node.operator})" for layer in wrong]
 
-    return Check(f"scales per channel count the output channels of {', '.join(operators)}", broken)
+    few = f"scales per channel count the output channels of {', '.join(operators)}"
+    return Check(few if operators else "a weight has one scale", broken)
 
 # %% ../../nbs/backends/01_check.ipynb #217e89d8
 def whole_layers() -> Check:
@@ -242,10 +269,12 @@ def float_biases() -> Check:
 
 def bias_scale(layer: LayerRecord) -> np.ndarray | None:
     "float32(s_x * s_w) of a layer with codes; None where something is not known."
-    ready = (
-        layer.x and layer.weight and layer.x.scale is not None and layer.weight.scale is not None
-    )
-    return np.float32(layer.x.scale) * layer.weight.scale.astype(np.float32) if ready else None
+    scales = [one.scale for one in (layer.x, layer.weight) if one is not None]
+    if len(scales) < 2 or any(scale is None for scale in scales):
+        return None
+    if scales[0].size != 1 or scales[1].ndim > 1:  # other rules name these
+        return None
+    return np.float32(scales[0].item()) * scales[1].astype(np.float32)
 
 
 def wrong_codes(layer: LayerRecord, needed: bool) -> bool:
@@ -273,7 +302,9 @@ def coded_biases(needed: bool = True) -> Check:
 # %% ../../nbs/backends/01_check.ipynb #bdace825
 def between_codes(bias: np.ndarray, scale: np.ndarray) -> bool:
     "Whether a float bias is no multiple of its scale, or too large for int32; to float32's own precision."
-    codes = bias.astype(np.float64) / scale
+    if scale.size not in (1, bias.size):
+        return True
+    codes = np.ravel(bias).astype(np.float64) / np.ravel(scale)
     off = np.abs(codes - np.rint(codes)) > 1e-3 + 1e-6 * np.abs(codes)
     return bool(np.any(off | (np.abs(codes) > 2**31)))
 

@@ -59,6 +59,7 @@ CHECKS = (
     check.weight_codes("int8"), check.channel_scales("Conv", "ConvTranspose"),
     check.whole_layers(), check.coded_biases(), check.matching_pairs(), check.same_numbers(),
     check.wide_ranges(1e-4), check.everything_coded(), check.fixed_sizes(),
+    check.float_operators(),
 )  # fmt: skip
 
 DSP = Backend(

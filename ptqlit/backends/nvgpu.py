@@ -74,10 +74,10 @@ def source_of(records: Records, pair: Linear) -> str:
 def fault_of_add(records: Records, add: Operator) -> str:
     "Why an Add cannot be merged into the convolution before it; empty when it can, or has no codes."
     pairs = {name: records.written_by(name) for name in add.inputs}
-    direct = [name for name, pair in pairs.items() if pair is None]
+    direct = [n for n, pair in pairs.items() if pair is None and records.constant(n) is None]
     merges = any(is_layer(records, maker_of(records, name)) for name in direct)
     if merges:
-        return "" if len(direct) == 1 else "no codes at the skip branch"
+        return "no codes at the skip branch" if len(direct) > 1 else ""
     through = [source_of(records, pair) for pair in pairs.values() if pair is not None]
     if any(is_layer(records, maker_of(records, name)) for name in through):
         return "codes between the convolution and it"
@@ -98,7 +98,7 @@ CHECKS = (
     check.activation_codes("int8"), check.symmetric(), check.one_scale(), check.sound_scales(),
     check.weight_codes("int8"), check.channel_scales(*LAYERS), check.whole_layers(),
     check.float_biases(), check.matching_pairs(), check.own_pairs(),
-    check.only_before(*LAYERS, "Add"), residual_adds(),
+    check.only_before(*LAYERS, "Add"), residual_adds(), check.float_operators(),
 )  # fmt: skip
 
 NVGPU = Backend(
@@ -109,7 +109,7 @@ NVGPU = Backend(
         Rule("Gemm", LAYER, "", (plain_gemm,)),
         Rule("MatMul", LAYER, "", (known_rank,)),
         Rule("MatMul", COMPUTING, "", (known_rank, two_operands)),
-        Rule("Add", COMPUTING, "", (behind_convolution,), operands=skip_branch),
+        Rule("Add", COMPUTING, "", (behind_convolution,), operands=skip_branch, host=merged_operand),
     ),
     pairs=BEFORE, own_pairs=True, bias_form=FLOAT_BIAS, runs_here=False, checks=CHECKS,
 )  # fmt: skip

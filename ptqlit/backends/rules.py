@@ -20,7 +20,7 @@ from ..model.runtime import absorbs, watched
 __all__ = ['Condition', 'LAYER', 'COMPUTING', 'PASS_THROUGH', 'INTEGER', 'ABSORBED', 'FLOAT', 'BEHIND', 'BEFORE', 'CODES',
            'FLOAT_BIAS', 'ROUNDED', 'ANY', 'FLOATS', 'float_inputs', 'activation_inputs', 'Rule', 'Check', 'Backend',
            'why_not', 'find_rule', 'Decision', 'kind_of', 'from_codes', 'can_absorb', 'guess', 'first_guess', 'readers',
-           'reads_codes', 'drop_what_costs', 'gives_floats', 'kernel_of', 'decide_alone', 'decide']
+           'reads_codes', 'drop_what_costs', 'gives_floats', 'kernel_of', 'decide_alone', 'decide_each', 'decide']
 
 # %% ../../nbs/backends/00_rules.ipynb #f534d796
 Condition = Callable[[ir.Node, Graph], str]  # why not; empty when the rule holds
@@ -56,8 +56,9 @@ class Rule:
     float_output: str = ""  # the kernel that gives floats when nobody reads codes; empty: none
     always_pays: bool = False  # worth it whatever stands before and behind it
     operands: Callable[[ir.Node], list[ir.Value]] = float_inputs  # the inputs that get codes
+    host: Callable[[ir.Node], ir.Value] | None = None  # written by what it is merged into
 
-
+# %% ../../nbs/backends/00_rules.ipynb #5a1c57d8
 @dataclass(frozen=True)
 class Check:
     "A rule of a target about written files."
@@ -226,13 +227,27 @@ def kernel_of(node: ir.Node, decided: dict[str, Decision], ends: Set[str] = froz
     return rule.kernel or node.op_type
 
 
-def decide_alone(node: ir.Node, graph: Graph, backend: Backend, skipped: set[str]) -> NodePlan:
-    "The plan of a node where its neighbours do not matter: codes never pass from one to the next."
+def decide_alone(
+    node: ir.Node, graph: Graph, backend: Backend, skipped: set[str], integer: Set[str]
+) -> NodePlan:  # fmt: skip
+    "The plan of a node that makes its own codes; `integer` names those decided so before, for a host."
     rule, reason = find_rule(node, graph, backend, skipped)
+    if rule is not None and rule.host is not None:
+        host = rule.host(node).producer().name
+        rule, reason = (rule, "") if host in integer else (None, f"{host} stays float")
     if rule is None:
         return NodePlan(node.name, node.op_type, FLOAT, "", reason)
     why = "constant weight" if rule.role == LAYER else "codes of its own"
     return NodePlan(node.name, node.op_type, INTEGER, rule.kernel or node.op_type, why)
+
+
+def decide_each(graph: Graph, backend: Backend, skipped: set[str]) -> tuple[NodePlan, ...]:
+    "The plans of all nodes where codes never pass from one to the next."
+    plans: list[NodePlan] = []
+    for node in graph.nodes:
+        integer = {plan.name for plan in plans if plan.decision == INTEGER}
+        plans.append(decide_alone(node, graph, backend, skipped, integer))
+    return tuple(plans)
 
 
 def decide(
@@ -243,7 +258,7 @@ def decide(
 ) -> tuple[NodePlan, ...]:
     "What becomes of every node of a graph, and why."
     if backend.pairs == BEFORE:
-        return tuple(decide_alone(node, graph, backend, set(skipped)) for node in graph.nodes)
+        return decide_each(graph, backend, set(skipped))
     decided = drop_what_costs(graph, first_guess(graph, backend, set(skipped)), ends)
     plans = []
     for node in graph.nodes:

@@ -18,13 +18,14 @@ from ..errors import MODEL_INVALID, InputError
 from .graph import check_proto, read_proto
 
 # %% auto #0
-__all__ = ['LAYERS', 'LINEAR', 'Reader', 'Linear', 'Tables', 'tables_of', 'array_of', 'stored_codes', 'final_readers',
-           'codes_type', 'linear_of', 'linears', 'read_model', 'Operator', 'Tensor', 'Records', 'operator_of',
-           'tensor_of', 'tensors_of', 'open_records', 'records_of']
+__all__ = ['LAYERS', 'LINEAR', 'NORMALIZING', 'Reader', 'Linear', 'Tables', 'constant_of', 'tables_of', 'array_of',
+           'stored_codes', 'final_readers', 'codes_type', 'linear_of', 'linears', 'read_model', 'Operator', 'Tensor',
+           'Records', 'operator_of', 'tensor_of', 'tensors_of', 'open_records', 'records_of']
 
 # %% ../../nbs/model/03_qdq.ipynb #a29a6de7
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LINEAR = ("QuantizeLinear", "DequantizeLinear")
+NORMALIZING = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
 Reader = tuple[str, str, int]  # node, operator, which of its inputs
 
 
@@ -47,10 +48,12 @@ class Linear:
 
     @property
     def role(self) -> str:
-        "activation, weight, bias or constant."
+        "activation, weight, bias, parameter or constant."
         if self.dims is None:
             return "activation"
         places = {place for _, operator, place in self.readers if operator in LAYERS}
+        if any(operator in NORMALIZING for _, operator, _ in self.readers):
+            return "parameter"
         return {1: "weight", 2: "bias"}.get(min(places, default=0), "constant")
 
 # %% ../../nbs/model/03_qdq.ipynb #115dd584
@@ -64,16 +67,29 @@ class Tables:
     nodes: tuple[onnx.NodeProto, ...] = ()
 
 
+def constant_of(node: onnx.NodeProto) -> onnx.TensorProto:
+    "The tensor of a Constant node, whatever its attribute is called; empty for words and sparse tensors."
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        return attribute.t
+    if not attribute.name.startswith(("value_float", "value_int")):
+        return onnx.TensorProto()
+    dtype = np.float32 if "float" in attribute.name else np.int64
+    return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), dtype))
+
+
 def tables_of(graph: onnx.GraphProto) -> Tables:
     "Look-up tables of a graph."
     tables = Tables({tensor.name: tensor for tensor in graph.initializer}, nodes=tuple(graph.node))
-    for node in graph.node:
+    made = {n.output[0]: constant_of(n) for n in graph.node if n.op_type == "Constant"}
+    tables.constants.update({name: tensor for name, tensor in made.items() if tensor.data_type})
+    for node in (node for node in graph.node if node.op_type != "Constant"):
         tables.makers.update(dict.fromkeys(node.output, node))
         for place, name in enumerate(node.input):
             tables.readers.setdefault(name, []).append((node.name, node.op_type, place))
     return tables
 
-
+# %% ../../nbs/model/03_qdq.ipynb #1c27b247
 def array_of(tables: Tables, name: str) -> np.ndarray | None:
     "A constant of the graph; None for what is computed, or stands outside the message."
     found = tables.constants.get(name)
@@ -146,9 +162,9 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 # %% ../../nbs/model/03_qdq.ipynb #743a5e2d
 @dataclass(frozen=True)
 class Operator:
-    "A node that is neither QuantizeLinear nor DequantizeLinear."
+    "A node that is neither QuantizeLinear nor DequantizeLinear nor a constant."
 
-    name: str
+    name: str  # of its first output where it has none
     operator: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -193,7 +209,8 @@ def operator_of(node: onnx.NodeProto) -> Operator:
     values = {
         a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.type not in plain
     }
-    return Operator(node.name, node.op_type, tuple(node.input), tuple(node.output), values)
+    name, ends = node.name or node.output[0], (tuple(node.input), tuple(node.output))
+    return Operator(name, node.op_type, *ends, values)
 
 
 def tensor_of(info: onnx.ValueInfoProto) -> Tensor:
@@ -224,7 +241,7 @@ def open_records(path: str | Path) -> Records:
 def records_of(model: onnx.ModelProto) -> Records:
     "A model in memory as records."
     graph, tables = model.graph, tables_of(model.graph)
-    nodes = (operator_of(node) for node in graph.node if node.op_type not in LINEAR)
+    nodes = (operator_of(n) for n in graph.node if n.op_type not in (*LINEAR, "Constant"))
     inputs = (i.name for i in graph.input if i.name not in tables.constants)
     ends = (tuple(inputs), tuple(o.name for o in graph.output))
     return Records(tuple(linears(model)), tuple(nodes), *ends, tensors_of(model), tables)
