@@ -18,7 +18,6 @@ from bench import CASES, Case, all_logits, config_of, validation
 from rich.console import Console
 from rich.table import Table
 
-from ptqlit.arithmetic.affine import quantize
 from ptqlit.arithmetic.forms import PACKED_OPSET, choose_form
 from ptqlit.arithmetic.measure import cosine
 from ptqlit.config.file import Config
@@ -27,6 +26,8 @@ from ptqlit.model.plan import Plan
 from ptqlit.pipeline import convert
 from ptqlit.reports.inspect import inspect_model
 from ptqlit.samples.image import image_samples
+from ptqlit.storage.pairs import constant_codes
+from ptqlit.storage.weights import widened
 
 IMAGES = 16
 
@@ -60,7 +61,7 @@ def bits_by_arrays(graph: Graph, plan: Plan) -> float:
     stored = count = 0
     for tensor in plan.tensors:
         array = constant(graph.model.graph.initializers[tensor.name])
-        codes = quantize(array.astype(np.float32), tensor.affine, tensor.format)
+        codes = constant_codes(widened(array), tensor)
         stored += choose_form(codes, opset, 0).stored
         count += codes.size
     return 8 * stored / count
