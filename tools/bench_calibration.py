@@ -66,13 +66,11 @@ def float_pass(model: str, graph, samples, threads: int = THREADS) -> None:
 def ours(graph, samples, method: str) -> None:
     """Observe, and choose every range by a method."""
     from ptqlit.backends.cpu import CPU
-    from ptqlit.calibrators.max_min import Options
-    from ptqlit.pipeline import find_calibrator
+    from ptqlit.calibrators.max_min import choose_ranges, find_calibrator
     from ptqlit.statistics.observe import observe
 
     statistics = observe(graph, samples, threads=THREADS)
-    for tensor in statistics.tensors.values():
-        find_calibrator(method)(tensor, CPU.activation, Options())
+    choose_ranges(statistics.tensors, find_calibrator(method), CPU.activation)
 
 
 def theirs(model: str, samples, method: str) -> None:
@@ -99,15 +97,15 @@ def theirs(model: str, samples, method: str) -> None:
 
 
 def warm_up() -> None:
-    """Compile or load every kernel before the clock starts."""
+    """Import all, and compile or load every kernel, before the clock starts."""
     from ptqlit.backends.cpu import CPU
-    from ptqlit.calibrators.max_min import CALIBRATORS
+    from ptqlit.pipeline import METHODS
     from ptqlit.statistics.moments import ChannelMeans
     from ptqlit.statistics.observe import TensorStatistics
 
     some = TensorStatistics(means={1: ChannelMeans(1)})
     some.update(np.random.default_rng(0).normal(size=(1, 2, 10_000)).astype(np.float32))
-    for method in CALIBRATORS.values():
+    for method in METHODS:
         method(some, CPU.activation)
 
 

@@ -5,7 +5,9 @@
 # %% ../../nbs/calibrators/00_max_min.ipynb #d44b1a96
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -15,7 +17,7 @@ from ..errors import InputError, hint
 from ..statistics.observe import TensorStatistics
 
 # %% auto #0
-__all__ = ['Calibrator', 'CALIBRATORS', 'Range', 'Options', 'calibrator', 'find_calibrator', 'max_min']
+__all__ = ['Calibrator', 'CALIBRATORS', 'Range', 'Options', 'calibrator', 'find_calibrator', 'choose_ranges', 'max_min']
 
 # %% ../../nbs/calibrators/00_max_min.ipynb #c7bcc01d
 @dataclass(frozen=True)
@@ -65,6 +67,14 @@ def find_calibrator(word: str) -> Calibrator:
     if word not in CALIBRATORS:
         raise InputError(f'no calibrator is called "{word}".{hint(word, list(CALIBRATORS))}')
     return CALIBRATORS[word]
+
+# %% ../../nbs/calibrators/00_max_min.ipynb #96ef39f2
+def choose_ranges(
+    tensors: Mapping[str, TensorStatistics], choose: Calibrator, fmt: NumberFormat
+) -> dict[str, Range]:
+    "The ranges of many tensors, in their order; `choose` has its options bound or goes without."
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(tensors, pool.map(lambda one: choose(one, fmt), tensors.values())))
 
 # %% ../../nbs/calibrators/00_max_min.ipynb #0d1b14cf
 @calibrator("MAX_MIN")

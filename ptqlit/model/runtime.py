@@ -186,7 +186,6 @@ def calibration_session(graph: Graph) -> tuple[Session, list[str]]:
     names = [name for name in activations(graph) if name in values]
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in names)
-    return open_session(model, threads=1, workspace=graph.workspace), names
     return open_session(model, threads=1, pattern=False, workspace=graph.workspace), names
 
 # %% ../../nbs/model/01_runtime.ipynb #40ac3361

@@ -27,7 +27,7 @@ from ptqlit.backends.rules import (
     decide,
     find_rule,
 )
-from ..calibrators.max_min import Calibrator, Range
+from ..calibrators.max_min import Calibrator, Range, choose_ranges
 from ..errors import MODEL_INVALID, InputError
 from ..model.graph import Graph, Layer, constant, layer_of, only_user
 from ..model.plan import EdgePlan, NodePlan, Plan, TensorPlan
@@ -132,15 +132,21 @@ def activation_plans(
 ) -> dict[str, TensorPlan]:  # fmt: skip
     "The numbers of every activation with codes, in computing order; `calibrator` has its options bound."
     wanted, plans = coded(graph, decisions, backend, ends), {}
-    for name, value in graph.values.items():
-        if name not in wanted:
-            continue
-        maker = value.producer()
-        if maker is not None and decisions[maker.name].decision == PASS_THROUGH:
-            plans[name] = shared_plan(plans[maker.inputs[0].name], name, maker.name)
+    values = {name: value for name, value in graph.values.items() if name in wanted}
+    movers = {
+        name: maker
+        for name, value in values.items()
+        if (maker := value.producer()) is not None
+        and decisions[maker.name].decision == PASS_THROUGH
+    }
+    own = {name: statistics.tensors[name] for name in values if name not in movers}
+    ranges = choose_ranges(own, calibrator, backend.activation)
+    for name, value in values.items():
+        if name in movers:
+            source = plans[movers[name].inputs[0].name]
+            plans[name] = shared_plan(source, name, movers[name].name)
         else:
-            chosen = calibrator(statistics.tensors[name], backend.activation)
-            plans[name] = activation_plan(value, chosen, method, backend)
+            plans[name] = activation_plan(value, ranges[name], method, backend)
     return plans
 
 # %% ../../nbs/quantizers/00_full.ipynb #ca171fd5

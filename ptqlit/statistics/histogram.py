@@ -107,9 +107,8 @@ def place_block(x, scale, places):
     "The place (bin + 4096) of every value of a block."
     for i in range(x.size):
         place = np.int32(np.floor(x[i] * scale))
-        if x[i] < 0:
-            place = min(place, np.int32(-1))
-        places[i] = np.uint16(place + np.int32(SIDE))
+        place = np.int32(place - np.int32((x[i] < 0) & (place == 0)))  # no choice to be made
+        places[i] = np.uint16(np.int32(place + np.int32(SIDE)))
 
 
 @numba.njit(nogil=True, cache=True)
