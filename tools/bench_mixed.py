@@ -4,7 +4,7 @@
 
 FOLDER is that of tools/bench.py. Stored bits are those of the arrays in the file; `arrays` chooses the
 forms by the arrays alone, without a price for the operators that unpack them. The cosine is the mean
-over 16 validation images, of the tensor before a final Softmax. The last lines are those of auto_tune.
+over 100 validation images, of the tensor before a final Softmax. The last lines are those of auto_tune.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ptqlit.samples.image import image_samples
 from ptqlit.storage.pairs import constant_codes
 from ptqlit.storage.weights import widened
 
-IMAGES = 16
+IMAGES = 100
 
 
 @dataclass(frozen=True)
