@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,15 @@ from ptqlit.arithmetic.measure import cosine
 from ptqlit.model.graph import prepare
 from ptqlit.model.plan import load_plan
 from ptqlit.model.runtime import open_session
-from ptqlit.quantizers.mixed_bit import find_step, mixed_weight, rounding
+from ptqlit.quantizers.mixed_bit import (
+    codes_of,
+    find_step,
+    mean_error,
+    mixed_weight,
+    multiples,
+    rounding,
+    rows_of,
+)
 from ptqlit.quantizers.weight import WeightOptions, weights_of
 from ptqlit.reports.inspect import inspect_model
 from ptqlit.samples.image import read_image
@@ -75,6 +86,23 @@ def images(count: int) -> np.ndarray:
     data = ptqlit.Config.from_file(DIGITS / "full_quant.cfg").data
     files = sorted((DIGITS / "test").glob("*.png"))[:count]
     return np.concatenate([read_image(file, graph.inputs[0], data) for file in files])
+
+
+def small_net() -> onnx.ModelProto:
+    """Two convolutions, one of them depthwise, and a product: quick to tune."""
+    net = Net()
+    x = net.input("input", ("n", 1, 32, 32))
+    a = net.op("Relu", net.op("Conv", x, net.const(net.normal(16, 1, 5, 5)), strides=[2, 2]))
+    b = net.op("Relu", net.op("Conv", a, net.const(net.normal(16, 1, 3, 3)), group=16))
+    flat = net.op("Flatten", net.op("GlobalAveragePool", b))
+    return net.model(net.op("Gemm", flat, net.const(net.normal(16, 10)), name="fc"))
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """The file of the small net."""
+    onnx.save(small_net(), str(tmp_path / "small.onnx"))
+    return tmp_path / "small.onnx"
 
 
 def weights_in(path: Path, names: list[str]) -> dict[str, np.ndarray]:
@@ -135,9 +163,51 @@ def test_every_distribution_gets_its_error(kind, target):
     assert step is not None and abs(rounding(made, step.scale).error / target - 1) < 0.01
 
 
-def test_one_value_is_its_own_step():
-    step = find_step(np.full(100, -0.25, np.float32), 0.02)
+@pytest.mark.parametrize("value", [-0.25, 0.0, 3e-7])
+def test_one_value_is_its_own_step(value):
+    array = np.full((10, 10), value, np.float32)
+    step = find_step(array, 0.02, 0)
     assert (step.error, step.var_corr, step.mean_corr) == (0, 1, 0)
+    assert np.array_equal(np.float32(step.scale) * codes_of(array, step.scale, 0), array)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_the_size_of_the_weights_does_not_matter(factor):
+    array = np.random.default_rng(1).normal(size=(16, 40))
+    step, other = find_step(array, 0.02, 0), find_step(factor * array, 0.02, 0)
+    assert other.scale == pytest.approx(factor * step.scale) and other.tries == step.tries
+    assert other.error == pytest.approx(step.error)
+
+
+def test_a_quiet_channel_counts_as_much_as_a_loud_one():
+    rng = np.random.default_rng(2)
+    array = rng.normal(size=(8, 200)) * np.array([[1.0]] * 6 + [[0.03]] * 2)
+    whole, each = find_step(array, 0.05), find_step(array, 0.05, 0)
+    error = lambda step, row: mean_error(
+        array[row:][:1], step.scale * multiples(array[row:][:1], step.scale)
+    )
+    assert error(whole, 7) > 0.5 and each.scale < whole.scale / 2
+    errors = [error(each, row) for row in range(8)]
+    assert np.mean(errors) == pytest.approx(0.05, rel=0.05)
+    assert find_step(np.ascontiguousarray(array.T), 0.05, 1).scale == each.scale
+    dead = np.vstack([array, np.zeros((1, 200)), np.full((1, 200), 1e-9)])  # no error to speak of
+    assert find_step(dead, 0.05, 0).scale == pytest.approx(each.scale)
+
+
+@pytest.mark.parametrize("shape", [(64, 9), (5, 1), (3, 500), (1, 7)])
+@pytest.mark.parametrize("scale", [0.05, 0.4])
+def test_a_channel_keeps_its_sum(shape, scale):
+    """And no weight moves that is not near the middle between two codes."""
+    w = np.random.default_rng(4).normal(size=shape) + 0.3
+    codes, plain = multiples(w, scale), np.rint(w / scale)
+    off, moved = np.abs((codes - w / scale).sum(1)), codes != plain
+    assert (off <= 0.5 + 1e-9).mean() > 0.95  # else too few were near the middle
+    assert np.abs(codes - plain).max() <= 1 and np.abs(codes - w / scale).max() <= 0.75
+    assert (moved.sum(1) <= np.ceil(np.abs((plain - w / scale).sum(1)))).all()
+    for row, place in zip(*np.nonzero(moved)):  # none that stayed was nearer to the other code
+        lost = (w[row] / scale - plain[row]) * (codes[row, place] - plain[row, place])
+        assert lost[~moved[row]].max(initial=-1) <= lost[place] + 1e-12
+    assert np.array_equal(codes, np.concatenate([multiples(row[None], scale) for row in w]))
 
 
 def net_with(weight: np.ndarray) -> onnx.ModelProto:
@@ -149,7 +219,7 @@ def net_with(weight: np.ndarray) -> onnx.ModelProto:
 
 def wild() -> np.ndarray:
     """Many numbers of which one is so large that no code of 16 bits reaches the error."""
-    weight = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
+    weight = np.random.default_rng(0).normal(size=(128, 128)).astype(np.float32)
     weight[3, 4] = 4e3
     return weight
 
@@ -163,7 +233,7 @@ def test_a_tensor_without_a_step_gets_8_bits(tmp_path):
     path = converted(tmp_path, mixed(init_scale=1e-5), tmp_path / "m.onnx")
     stored = load_plan(tmp_path / "plan.json").tensors[0]
     assert (stored.format.bits, stored.form) == (8, plan.form) and "8 bits" in stored.reason
-    x = np.eye(512, dtype=np.float32)
+    x = np.eye(128, dtype=np.float32)
     found = open_session(path).run(None, {"input": x})[0]
     scale = float(stored.scale)
     assert scale == pytest.approx((wild().max() - wild().min()) / 255, rel=1e-6)
@@ -178,11 +248,12 @@ def test_a_tensor_without_a_step_gets_8_bits(tmp_path):
 def test_the_weights_in_the_file(target, tmp_path):
     """Each has the error asked for, and the file computes with them and nothing else."""
     path = converted(tmp_path, mixed(init_scale=target))
-    floats = {w.name: w.array for w in weights_of(prepare(DIGITS / "model.onnx"))}
-    found = weights_in(path, list(floats))
-    for name, array in floats.items():
-        lost = np.linalg.norm(found[name].astype(np.float64) - array) / np.linalg.norm(array)
-        assert abs(lost / target - 1) < 0.011, name
+    weights = weights_of(prepare(DIGITS / "model.onnx"))
+    found = weights_in(path, [weight.name for weight in weights])
+    for weight in weights:
+        axis = min(weight.axes)
+        lost = mean_error(rows_of(weight.array, axis), rows_of(found[weight.name], axis))
+        assert abs(lost / target - 1) < 0.011, weight.name
     x = {"input": images(8)}
     ours, wanted = (open_session(m).run(None, x)[0] for m in (path, with_weights(found)))
     assert np.abs(ours - wanted).max() <= 1e-5 * np.abs(wanted).max()
@@ -212,10 +283,10 @@ def test_stored_bits_are_told_truly(tmp_path):
     ],
     ids=["fixed error", "tuned on data", "tuned on pictures", "tuned on random numbers"],
 )
-def test_apply_reproduces_the_file(keys, data, tmp_path):
-    path = converted(tmp_path, mixed(**keys) + data)
+def test_apply_reproduces_the_file(keys, data, tmp_path, small):
+    path = converted(tmp_path, mixed(**keys) + data, small)
     plan = tmp_path / "plan.json"
-    again = ["apply", str(plan), f"--modelFile={DIGITS / 'model.onnx'}"]
+    again = ["apply", str(plan), f"--modelFile={small}"]
     assert cli.run([*again, f"--outputFile={tmp_path / 'again'}"]) == 0
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
     notes = load_plan(plan).notes
@@ -224,17 +295,32 @@ def test_apply_reproduces_the_file(keys, data, tmp_path):
         assert "8 fixed bits" in notes[0]
 
 
-def test_tuning_keeps_the_promise(tmp_path):
+def test_tuning_is_told_on_the_screen(tmp_path, small):
+    """Without any flag: what was found, its size beside that of 8 fixed bits, and which is better."""
+    arguments = flags(tmp_path, mixed(auto_tune="true"), small)
+    quiet = {name: value for name, value in os.environ.items() if name != "GLOG_v"}
+    code = "import sys; from ptqlit.cli import run; sys.exit(run(sys.argv[1:]))"
+    made = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=quiet
+    )
+    lines = [line for line in (made.stdout + made.stderr).splitlines() if "auto_tune" in line]
+    assert made.returncode == 0 and len(lines) == 1, made.stderr
+    note = load_plan(tmp_path / "plan.json").notes[0]
+    words = note.replace(",", "").replace(":", "").split()
+    sizes = [int(words[words.index("bytes") - 1]), int(words[words.index("bits") + 1])]
+    better = "mixed bits are smaller" if sizes[0] < sizes[1] else "8 fixed bits are better"
+    assert lines[0].endswith(note) and note.endswith(better)
+
+
+def test_tuning_keeps_the_promise(tmp_path, small):
     """The cosine of the written file on the tuning samples, and that ten percent more is too much."""
     config = ptqlit.Config.from_text(mixed(auto_tune="true"), "c.cfg")
     x = {"input": images(6)}
-    path, plan, _ = ptqlit.convert(
-        DIGITS / "model.onnx", config, tmp_path / "t", samples=[x], progress=False
-    )
-    wanted = open_session(DIGITS / "model.onnx").run(None, x)[0]
+    path, plan, _ = ptqlit.convert(small, config, tmp_path / "t", samples=[x], progress=False)
+    wanted = open_session(small).run(None, x)[0]
     found = float(plan.notes[0].split("init_scale=")[1].split()[0])
     larger = ptqlit.Config.from_text(mixed(init_scale=1.1 * found), "c.cfg")
-    worse = ptqlit.convert(DIGITS / "model.onnx", larger, tmp_path / "l", progress=False).path
+    worse = ptqlit.convert(small, larger, tmp_path / "l", progress=False).path
     alike, less = (cosine(wanted, open_session(m).run(None, x)[0]) for m in (path, worse))
     assert alike >= 0.995 > less
 

@@ -1,7 +1,6 @@
 """Stored weights of 1 to 16 bits: the file runs in an unmodified onnxruntime and means what the Plan says."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,7 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 import ptqlit
 from ptqlit.arithmetic.affine import quantize
 from ptqlit.cli import run
+from ptqlit.model.runtime import kernels_of
 from ptqlit.pipeline import apply, convert
+from ptqlit.reports.inspect import inspect_model
 from ptqlit.storage.weights import restored, widened
 
 BITS = range(1, 17)
@@ -152,19 +153,29 @@ def test_every_width(bits, per_channel, tmp_path):
         proto = MODELS[name]()
         done = convert(proto, config(bits, weight=f"per_channel={per_channel}"), tmp_path / "w")
         assert [t.format.bits for t in done.plan.tensors] == [bits]
+        channels = done.plan.tensors[0].scale.shape
+        assert channels == ({"Conv": (32,)}.get(name, (24,)) if per_channel == "true" else ())
         assert distance(proto, done) < 1e-5
+        kinds = {kernel.op_type for kernel in kernels_of(done.path)}
+        assert kinds.isdisjoint({"DequantizeLinear", "BitShift", "BitwiseAnd", "Cast", "Mul"})
 
 
+@pytest.mark.parametrize("per_channel", ["true", "false"])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_without_encode(bits, tmp_path):
+def test_without_encode(bits, per_channel, tmp_path):
     """Plain int8 and int16 behind DequantizeLinear; the runtime computes MatMul in its own way."""
     for name in MODELS:
         if name in ("float16", "float64"):
             continue
         proto = MODELS[name]()
-        done = convert(proto, config(bits, "enable_encode=false\n"), tmp_path / "w")
-        kinds = {node.op_type for node in onnx.load(done.path).graph.node}
-        assert "DequantizeLinear" in kinds and not kinds & {"BitShift", "BitwiseAnd"}
+        keys = config(bits, "enable_encode=false\n", f"per_channel={per_channel}")
+        done = convert(proto, keys, tmp_path / "w")
+        graph = onnx.load(done.path).graph
+        kinds = [node.op_type for node in graph.node]
+        assert kinds.count("DequantizeLinear") == len(done.plan.tensors)
+        assert not {"BitShift", "BitwiseAnd"} & set(kinds)
+        codes = {t.data_type for t in graph.initializer if t.name.endswith("_quantized")}
+        assert codes == {TensorProto.INT8 if bits == 8 else TensorProto.INT16}
         limit = 1e-2 if {"MatMul", "Gemm"} & set(name.split()) or name == "shared" else 1e-5
         assert distance(proto, done) < limit, name
 
@@ -180,62 +191,79 @@ def test_every_operator(name, tmp_path):
     assert again.path.read_bytes() == done.path.read_bytes()
 
 
-@pytest.mark.parametrize("bits", [3, 8, 12])
+@pytest.mark.parametrize("bits", [3, 8, 11, 16])
 def test_on_the_fly(bits, tmp_path):
     """Integers that stay in memory: a DequantizeLinear is left in the running graph."""
     proto = MODELS["Conv"]()
     done = convert(proto, config(bits, weight="dequant_strategy=ON_THE_FLY"), tmp_path / "w")
     assert done.plan.dequant_strategy == "ON_THE_FLY"
     assert distance(proto, done) < 1e-5
+    kinds = [kernel.op_type for kernel in kernels_of(done.path)]
+    assert kinds.count("DequantizeLinear") == 1
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_size(bits, tmp_path):
     """A large weight takes its bits and little more."""
-    weight = noise(512, 2048)
-    proto = model_of([("MatMul", "x w", "y", {})], {"x": (F, [1, 512])}, [1, 2048], {"w": weight})
+    weight = noise(512, 1024)
+    proto = model_of([("MatMul", "x w", "y", {})], {"x": (F, [1, 512])}, [1, 1024], {"w": weight})
     done = convert(proto, config(bits, weight="per_channel=false"), tmp_path / "w")
     assert 8 * done.path.stat().st_size / weight.size < bits + 0.1
+    row = next(row for row in inspect_model(done.path).coded if row.name == "w")
+    assert row.bits == bits and row.each <= bits + 0.1
 
 
-@pytest.mark.parametrize(
-    "keys, words",
-    [
-        ("bit_num=17", "expected"),
-        ("bit_num=5\nenable_encode=false", "enable_encode"),
-        ("bit_num=8\nmin_quant_weight_size=65535", "expected a weight to store in few bits"),
-        ("bit_num=0\n[mixed_bit_weight_quant_param]\ninit_scale=0", "init_scale"),
-        ("bit_num=0\n[mixed_bit_weight_quant_param]\ninit_scale=1", "init_scale"),
-    ],
-)
-def test_one_clear_line(keys, words, tmp_path, capfd):
-    """What cannot be: one line, an exit code, no file."""
-    (tmp_path / "c.cfg").write_text(f"[common_quant_param]\nquant_type=WEIGHT_QUANT\n{keys}\n")
-    onnx.save(MODELS["Conv"](), tmp_path / "m.onnx")
-    refused(tmp_path, capfd, words)
-
-
-def test_nan_and_no_weight(tmp_path, capfd):
-    """A weight that holds NaN, and a model without weights."""
-    (tmp_path / "c.cfg").write_text("[common_quant_param]\nquant_type=WEIGHT_QUANT\n")
-    spoilt = noise(32, 8, 3, 3)
-    spoilt[1, 2, 0, 0] = np.nan
-    inputs = {"x": (F, [1, 8, 9, 9])}
-    onnx.save(
-        model_of([("Conv", "x w", "y", {})], inputs, [1, 32, 7, 7], {"w": spoilt}),
-        tmp_path / "m.onnx",
+def with_value(value: float) -> onnx.ModelProto:
+    """A convolution of which one weight is something else."""
+    weight = noise(32, 8, 3, 3)
+    weight[1, 2, 0, 0] = value
+    return model_of(
+        [("Conv", "x w", "y", {})], {"x": (F, [1, 8, 9, 9])}, [1, 32, 7, 7], {"w": weight}
     )
-    refused(tmp_path, capfd, "holds NaN")
-    onnx.save(model_of([("Relu", "x", "y", {})], inputs, [1, 8, 9, 9], {}), tmp_path / "m.onnx")
-    refused(tmp_path, capfd, "it has none")
 
 
-def refused(folder: Path, capfd, words: str) -> None:
-    code = run(["convert", f"--modelFile={folder}/m.onnx", f"--configFile={folder}/c.cfg",
-                f"--outputFile={folder}/out/w"])  # fmt: skip
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("ERROR")]
-    assert code != 0 and len(errors) == 1 and words in errors[0]
-    assert not list(folder.glob("out/*"))
+def no_weight() -> onnx.ModelProto:
+    """A Relu."""
+    return model_of([("Relu", "x", "y", {})], {"x": (F, [1, 8, 9, 9])}, [1, 8, 9, 9], {})
+
+
+MIX = "quant_type=WEIGHT_QUANT\nbit_num=0\n[mixed_bit_weight_quant_param]\n"
+DYNAMIC = "quant_type=DYNAMIC_QUANT\n"
+WEIGHT = "quant_type=WEIGHT_QUANT\n"
+BAD = {
+    "17 bits": (None, WEIGHT + "bit_num=17", ["c.cfg:3", "bit_num=17", "0 to 16"]),
+    "-1 bits": (None, WEIGHT + "bit_num=-1", ["c.cfg:3", "bit_num=-1"]),
+    "5 bits plain": (None, WEIGHT + "bit_num=5\nenable_encode=false", ["c.cfg:4", "8 or 16"]),
+    "mixed plain": (None, WEIGHT + "bit_num=0\nenable_encode=false", ["c.cfg:4", "8 or 16"]),
+    "error 0": (None, MIX + "init_scale=0", ["c.cfg:5", "init_scale=0"]),
+    "error 1": (None, MIX + "init_scale=1", ["c.cfg:5", "init_scale=1"]),
+    "dynamic 4 bits": (None, DYNAMIC + "bit_num=4", ["c.cfg:3", "bit_num=4", "8"]),
+    "GPTQ": (None, WEIGHT + "[weight_quant_param]\nquant_strategy=GPTQ", ["c.cfg:4", "GPTQ"]),
+    "unknown node": (None, WEIGHT + "skip_quant_node=n1", ["c.cfg:3", '"n1"']),
+    "too small": (None, WEIGHT + "min_quant_weight_size=65535", ["none of 1 is left", "w: 2304"]),
+    "no weight": (no_weight, WEIGHT, ["expected a weight", "it has none"]),
+    "no weight, mixed": (no_weight, MIX, ["expected a weight", "it has none"]),
+    "no weight, dynamic": (no_weight, DYNAMIC, ["m.onnx"]),
+    "NaN": (lambda: with_value(np.nan), WEIGHT, ["n0", "w", "NaN"]),
+    "NaN, mixed": (lambda: with_value(np.nan), MIX, ["n0", "w", "NaN"]),
+    "infinite": (lambda: with_value(np.inf), WEIGHT, ["n0", "w", "infinite"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_clear_line(name, tmp_path, capfd):
+    """What cannot be, by the command line: one line, an exit code, no file."""
+    model, text, words = BAD[name]
+    onnx.save((model or MODELS["Conv"])(), tmp_path / "m.onnx")
+    (tmp_path / "c.cfg").write_text(f"[common_quant_param]\n{text}\n")
+    code = run(["convert", f"--modelFile={tmp_path}/m.onnx", f"--configFile={tmp_path}/c.cfg",
+                f"--outputFile={tmp_path}/out/w", f"--plan={tmp_path}/p.json"])  # fmt: skip
+    out, err = capfd.readouterr()
+    errors = [line for line in err.splitlines() if line.startswith("ERROR")]
+    assert code != 0 and len(errors) == 1 and "Traceback" not in out + err
+    assert "CONVERT RESULT FAILED" in out and "CONVERT RESULT SUCCESS" not in out
+    assert all(word in errors[0] for word in words), errors[0]
+    assert not list(tmp_path.glob("out/*")) and not (tmp_path / "p.json").exists()
 
 
 def test_inspect(tmp_path, capfd):

@@ -4,7 +4,7 @@
 
 FOLDER is that of tools/bench.py. Stored bits are those of the arrays in the file; `arrays` chooses the
 forms by the arrays alone, without a price for the operators that unpack them. The cosine is the mean
-over 16 validation images, of the tensor before a final Softmax. The last lines are those of auto_tune.
+over 100 validation images, of the tensor before a final Softmax. The last lines are those of auto_tune.
 """
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from bench import CASES, Case, all_logits, config_of, validation
 from rich.console import Console
 from rich.table import Table
 
-from ptqlit.arithmetic.affine import quantize
 from ptqlit.arithmetic.forms import PACKED_OPSET, choose_form
 from ptqlit.arithmetic.measure import cosine
 from ptqlit.config.file import Config
@@ -27,8 +26,10 @@ from ptqlit.model.plan import Plan
 from ptqlit.pipeline import convert
 from ptqlit.reports.inspect import inspect_model
 from ptqlit.samples.image import image_samples
+from ptqlit.storage.pairs import constant_codes
+from ptqlit.storage.weights import widened
 
-IMAGES = 16
+IMAGES = 100
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def bits_by_arrays(graph: Graph, plan: Plan) -> float:
     stored = count = 0
     for tensor in plan.tensors:
         array = constant(graph.model.graph.initializers[tensor.name])
-        codes = quantize(array.astype(np.float32), tensor.affine, tensor.format)
+        codes = constant_codes(widened(array), tensor)
         stored += choose_form(codes, opset, 0).stored
         count += codes.size
     return 8 * stored / count

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..arithmetic.affine import NumberFormat, quantize
+from ..arithmetic.affine import NumberFormat
 from ..arithmetic.forms import PACKED_OPSET, choose_form, encode, entropy
 from ..arithmetic.measure import cosine
 from ..errors import InputError
@@ -26,13 +26,36 @@ from ptqlit.quantizers.weight import (
     stored_weight,
 )
 from ..samples.stream import Sample
+from ..storage.pairs import constant_codes
 from ..storage.weights import restored
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'LONGEST', 'LARGEST_CODE', 'ENOUGH', 'COARSE', 'CLOSE', 'SMALLEST', 'Step', 'rounding', 'box',
-           'find_step', 'signed_width', 'mixed_weight', 'mixed_options', 'mixed_plan', 'Trial', 'fed', 'trial_of',
-           'likeness', 'rounded_weight', 'natural_picture', 'stand_in', 'Try', 'search', 'best_try', 'stored_bytes',
-           'beside_eight', 'auto_tune']
+__all__ = ['MOVABLE', 'TOLERANCE', 'LONGEST', 'LARGEST_CODE', 'ENOUGH', 'COARSE', 'CLOSE', 'SMALLEST', 'rows_of', 'multiples',
+           'Step', 'mean_error', 'rounding', 'box', 'find_step', 'signed_width', 'codes_of', 'mixed_weight',
+           'mixed_options', 'mixed_plan', 'Trial', 'fed', 'trial_of', 'likeness', 'rounded_weight', 'natural_picture',
+           'stand_in', 'Try', 'search', 'best_try', 'stored_bytes', 'beside_eight', 'auto_tune']
+
+# %% ../../nbs/quantizers/04_mixed_bit.ipynb #4a73b842
+def rows_of(weight: np.ndarray, axis: int | None) -> np.ndarray:
+    "The channels of a weight along `axis` as the rows of a float64 matrix; one row for None."
+    w = weight.astype(np.float64)
+    return w.reshape(1, -1) if axis is None else np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
+
+
+MOVABLE = 0.25  # of a step: an entry that is rounded by less does not move
+
+
+def multiples(w: np.ndarray, scale: float) -> np.ndarray:
+    "How many steps each entry of a matrix becomes: the nearest number, but for the few of a row that keep its sum."
+    ratio = w / scale
+    codes = np.rint(ratio)
+    lost = ratio - codes
+    owed = np.rint(lost.sum(1, keepdims=True))
+    lost *= np.sign(owed)  # now the largest are the first to move
+    first = np.argsort(-lost, axis=1, kind="stable")
+    moved = np.zeros_like(codes)
+    np.put_along_axis(moved, first, (np.arange(w.shape[1]) < np.abs(owed)) * np.sign(owed), 1)
+    return codes + moved * (lost > MOVABLE)
 
 # %% ../../nbs/quantizers/04_mixed_bit.ipynb #5dab934f
 @dataclass(frozen=True)
@@ -46,43 +69,52 @@ class Step:
     tries: int = 0  # steps that were tried to find it
 
 
-def rounding(weight: np.ndarray, scale: float) -> Step:
-    "The effect of one step on a weight (specification sheet, section 5.1, over the whole tensor)."
-    w = weight.astype(np.float64).ravel()
-    d = np.rint(w / scale) * scale
+def mean_error(w: np.ndarray, r: np.ndarray) -> float:
+    "Relative error of each row of two matrices, averaged; rows next to nothing do not count."
+    signal, noise = np.square(w).sum(1), np.square(w - r).sum(1)
+    counts = signal > 1e-10 * signal.max()
+    return float(np.sqrt(noise[counts] / signal[counts]).mean()) if counts.any() else 0.0
+
+
+def rounding(weight: np.ndarray, scale: float, axis: int | None = None) -> Step:
+    "The effect of one step on a weight (specification sheet, section 5.1), by the channels of `axis`; None for plain rounding."
+    w = rows_of(weight, axis)
+    d = scale * (np.rint(w / scale) if axis is None else multiples(w, scale))
     spread = d.std()
     factor = w.std() / spread if spread > np.finfo(np.float64).eps else 1.0
     shift = w.mean() - factor * d.mean()
-    lost = np.linalg.norm(w - (factor * d + shift)) / max(np.linalg.norm(w), 1e-300)
-    return Step(float(scale), float(factor), float(shift), float(lost))
+    return Step(float(scale), float(factor), float(shift), mean_error(w, factor * d + shift))
 
 # %% ../../nbs/quantizers/04_mixed_bit.ipynb #fb9c4dc3
-TOLERANCE, LONGEST, LARGEST_CODE = 0.01, 100, 32767
+TOLERANCE, LONGEST, LARGEST_CODE = 0.01, 100, 32766  # one code less: a sum may need it
 
 
-def box(weight: np.ndarray, start: float, target: float) -> tuple[float, float]:
+def box(
+    weight: np.ndarray, start: float, target: float, axis: int | None = None
+) -> tuple[float, float]:
     "Two steps, one with an error below the target and one with an error above it."
     low, high = start / 2, start * 2
     for _ in range(LONGEST):
-        if rounding(weight, high).error >= target:
+        if rounding(weight, high, axis).error >= target:
             break
         high *= 2
     for _ in range(LONGEST):
-        if rounding(weight, low).error <= target:
+        if rounding(weight, low, axis).error <= target:
             break
         low /= 2
     return low, high
 
 
-def find_step(weight: np.ndarray, target: float) -> Step | None:
+def find_step(weight: np.ndarray, target: float, axis: int | None = None) -> Step | None:
     "The step whose relative error is `target` to within one percent (specification sheet, section 5.2); None if there is none."
     lo, hi = float(weight.min()), float(weight.max())
-    if hi < lo + 1e-5:
-        return Step(abs(hi) + 1e-5, 1.0, 0.0, 0.0)
+    largest = max(abs(lo), abs(hi))
+    if hi - lo <= TOLERANCE * target * largest:  # one value, or next to it
+        return Step(largest or 1.0, 1.0, 0.0, 0.0)
     scale = (hi - lo) * target
-    low, high = box(weight, scale, target)
+    low, high = box(weight, scale, target, axis)
     for tries in range(LONGEST):
-        step = rounding(weight, scale)
+        step = rounding(weight, scale, axis)
         if abs(step.error - target) < TOLERANCE * target:
             fits = max(-lo, hi) / scale <= LARGEST_CODE
             return replace(step, tries=tries) if fits else None
@@ -96,12 +128,20 @@ def signed_width(codes: np.ndarray) -> int:
     return max(2, int(max(-int(codes.min()) - 1, int(codes.max()), 0)).bit_length() + 1)
 
 
+def codes_of(array: np.ndarray, scale: float, axis: int) -> np.ndarray:
+    "The codes of a weight for a step, int32, in its shape."
+    others = array.shape[:axis] + array.shape[axis + 1 :]
+    rows = multiples(rows_of(array, axis), scale).astype(np.int32)
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(array.shape[axis], *others), 0, axis))
+
+
 def mixed_weight(
     weight: Weight, target: float, options: WeightOptions, opset: int = PACKED_OPSET
 ) -> TensorPlan:
     "The plan of a weight with a given relative error; 8 fixed bits where no step has it."
     array = float_weight(weight)
-    step = find_step(array, target)
+    axis = min(weight.axes)
+    step = find_step(array, target, axis)
     if step is None:
         plan = stored_weight(weight, replace(options, bits=8, per_channel=False), opset)
         return replace(plan, reason=f"8 bits: no step has the relative error {target:g}")
@@ -110,11 +150,12 @@ def mixed_weight(
     numbers = (np.asarray(scale), zero, None, (float(array.min()), float(array.max())))
     more = dict(var_corr=np.asarray(step.var_corr, np.float32))
     more["mean_corr"] = np.asarray(step.mean_corr, np.float32)
-    plan = TensorPlan(weight.name, "weight", fmt, *numbers, "MIXED_BIT", "", **more)
-    codes = quantize(array, plan.affine, fmt)
-    form, used = choose_form(codes, opset), replace(fmt, bits=signed_width(codes))
+    codes = codes_of(array, step.scale, axis)
+    used = replace(fmt, bits=signed_width(codes))
+    form, codes = choose_form(codes, opset), codes.astype(used.dtype)
     reason = f"{8 * form.stored / codes.size:.2f} bits a weight, entropy {entropy(codes):.2f}"
-    return replace(plan, format=used, form=form.form, reason=reason)
+    more |= dict(values=codes, form=form.form)
+    return TensorPlan(weight.name, "weight", used, *numbers, "MIXED_BIT", reason, **more)
 
 # %% ../../nbs/quantizers/04_mixed_bit.ipynb #aa7cf860
 def mixed_options(options: WeightOptions) -> WeightOptions:
@@ -180,8 +221,7 @@ def likeness(trial: Trial, plans: list[TensorPlan]) -> float:
 
 def rounded_weight(weight: Weight, plan: TensorPlan) -> np.ndarray:
     "The float32 weight that a reader of the file would get."
-    codes = quantize(float_weight(weight), plan.affine, plan.format, plan.axis)
-    return restored(codes, plan)
+    return restored(constant_codes(float_weight(weight), plan), plan)
 
 # %% ../../nbs/quantizers/04_mixed_bit.ipynb #dfc8eb06
 def natural_picture(rng: np.random.Generator, channels: int, height: int, width: int) -> np.ndarray:
@@ -255,7 +295,7 @@ def stored_bytes(weights: Iterable[Weight], plans: Iterable[TensorPlan]) -> int:
     "The size of weights in a file, scales included."
     size = 0
     for weight, plan in zip(weights, plans):
-        codes = quantize(float_weight(weight), plan.affine, plan.format, plan.axis)
+        codes = constant_codes(float_weight(weight), plan)
         numbers = (plan.scale, plan.zero_point, plan.var_corr, plan.mean_corr)
         scales = 4 * sum(n.size for n in numbers if n is not None)
         size += scales + (encode(codes, plan.form).stored_bytes if plan.form else codes.nbytes)
