@@ -153,8 +153,7 @@ def sensitivity_section(table: SensitivityTable | None, most: int = 12) -> str:
     for row in table.rows[:most]:
         causes = "".join(
             f"<p><b>{escape(c.name)}</b>: {escape(c.evidence)}; {escape(c.advice)}."
-            + (f"<code>{escape(c.line)}</code>" if c.line else "")
-            + "</p>"
+            f"<code>{escape(c.ready)}</code></p>"
             for c in row.causes
         )
         share = f'<div class="bar" style="width:{max(row.share, 0.005):.1%}"></div>'
