@@ -126,7 +126,9 @@ def test_a_line_keeps_what_was_skipped_already():
 
 
 def test_set_key_changes_one_line():
-    text = "[common_quant_param] # all\n# why\nbit_num = 8\n\n[full_quant_param]\nper_channel=true\n"
+    text = (
+        "[common_quant_param] # all\n# why\nbit_num = 8\n\n[full_quant_param]\nper_channel=true\n"
+    )
     once = set_key(text, "common_quant_param", "bit_num", "7")
     assert once == text.replace("bit_num = 8", "bit_num=7")
     assert set_key(once, "common_quant_param", "bit_num", "8").count("bit_num") == 1

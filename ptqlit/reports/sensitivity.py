@@ -31,7 +31,7 @@ from ..storage.pairs import constant_codes, pair_nodes, place_behind
 from ..storage.weights import restored, widened
 
 # %% auto #0
-__all__ = ['PREFIX', 'WORKING', 'SECTIONS', 'MOSTLY', 'FAR', 'WRITES', 'APART', 'EMPTY', 'CAUSES', 'HEADER', 'quantized',
+__all__ = ['PREFIX', 'WORKING', 'SECTIONS', 'WRITES', 'MOSTLY', 'FAR', 'APART', 'EMPTY', 'CAUSES', 'HEADER', 'quantized',
            'measured', 'Board', 'constants_on', 'switch_constants', 'owners_of', 'switch_activation', 'switch_board',
            'Switches', 'noise_ratio', 'costs', 'decibels', 'Cause', 'Scene', 'clipping', 'cut_off', 'outlier',
            'one_channel', 'outlier_weights', 'far_apart', 'bias_limits', 'many_zeros', 'saturating_pairs',
@@ -312,6 +312,7 @@ class Scene:
         return self.skip(names)
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #08eda16c
+WRITES = "keep what it writes in float"  # an advice
 MOSTLY = 0.5  # share of a tensor's noise that makes something its cause
 
 
@@ -346,7 +347,6 @@ def cut_off(scene: Scene) -> Cause | None:
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #6f3f2366
 FAR = 10  # times the median channel
-WRITES = "keep what it writes in float"
 
 
 def outlier(sizes: np.ndarray) -> tuple[int, float]:
@@ -365,7 +365,7 @@ def one_channel(scene: Scene) -> Cause | None:
         return None
     codes = max(1, round(2**scene.output.format.bits / times))
     numbers = f"channel {place} reaches {sizes[place]:.3g}, {times:.0f} times the median channel, which gets about {codes} of the codes"
-    return Cause("one channel dominates", numbers, "keep this tensor in float", scene.skipping())
+    return Cause("one channel dominates", numbers, WRITES, scene.skipping())
 
 
 def outlier_weights(scene: Scene) -> Cause | None:
@@ -403,7 +403,7 @@ def far_apart(scene: Scene) -> Cause | None:
         return None
     wide, narrow = plans[int(np.argmax(widths))], plans[int(np.argmin(widths))]
     numbers = f"{wide.name} spans {max(widths):.3g}, {narrow.name} {min(widths):.3g}: {max(widths) / min(widths):.0f} times"
-    return Cause("inputs far apart", numbers, "keep the sum in float", scene.skipping())
+    return Cause("inputs far apart", numbers, WRITES, scene.skipping())
 
 
 def bias_limits(scene: Scene) -> Cause | None:
