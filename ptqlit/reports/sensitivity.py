@@ -35,8 +35,8 @@ __all__ = ['PREFIX', 'WORKING', 'SECTIONS', 'WRITES', 'MOSTLY', 'FAR', 'APART', 
            'measured', 'Board', 'constants_on', 'switch_constants', 'owners_of', 'switch_activation', 'switch_board',
            'Switches', 'noise_ratio', 'costs', 'decibels', 'Cause', 'Scene', 'clipping', 'cut_off', 'outlier',
            'one_channel', 'outlier_weights', 'far_apart', 'bias_limits', 'many_zeros', 'saturating_pairs',
-           'SensitivityRow', 'SensitivityTable', 'channel_peaks', 'written_by', 'own_noise', 'sensitivity',
-           'table_rows']
+           'SensitivityRow', 'SensitivityTable', 'channel_peaks', 'written_by', 'each_channel', 'tensor_noise',
+           'own_noise', 'sensitivity', 'table_rows']
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #8be06a8e
 PREFIX = "switch of "  # before the name of a constant (node and tensor) or of an activation
@@ -521,20 +521,32 @@ def written_by(graph: Graph, plan: Plan) -> dict[str, ir.Value]:
     return found
 
 
+def each_channel(noise: np.ndarray | float, signal: np.ndarray) -> float:
+    "Noise over signal, mean over the channels that are not empty; what is lost counts as 1."
+    noise = np.broadcast_to(noise, signal.shape)[signal > 0]
+    return float(np.minimum(noise / signal[signal > 0], 1).mean()) if noise.size else 0.0
+
+
+def tensor_noise(scene: Scene, counts: Counts) -> float:
+    "Noise over signal of the written tensor: rounding and clipping."
+    edges, number = occupied(counts)
+    width, sizes = 2.0 ** (counts.k - BITS), scene.peaks.get(scene.written.name, np.ones(1))
+    signal = float(number @ (edges + width / 2) ** 2) / counts.total
+    inside, part = float(scene.output.scale) ** 2 / 12, clipping(counts, scene.output)[1]
+    powers = signal * sizes.astype(np.float64) ** 2 / max(np.mean(sizes**2), 1e-30)
+    return each_channel(inside / max(1 - part, 1e-6), powers)
+
+
 def own_noise(scene: Scene) -> float:
-    "Noise over signal that a node adds in its own tensors, from the histogram and the weights alone."
-    counts, plan, weight = scene.counts(), scene.output, scene.constant("weight")
-    total, layer = 0.0, layer_of(scene.node)
-    if plan is not None and counts is not None and plan.scale.ndim == 0:
-        edges, number = occupied(counts)
-        width = 2.0 ** (counts.k - BITS)
-        signal = float(number @ (edges + width / 2) ** 2)
-        inside = float(plan.scale) ** 2 / 12 * counts.total
-        part = clipping(counts, plan)[1]
-        total += inside / max(1 - part, 1e-6) / max(signal, 1e-300)
+    "Noise over signal that a node adds in its own tensors, channel by channel."
+    counts, weight, layer = scene.counts(), scene.constant("weight"), layer_of(scene.node)
+    total = 0.0
+    if scene.output is not None and counts is not None and scene.output.scale.ndim == 0:
+        total += tensor_noise(scene, counts)
     if weight is not None and layer is not None:
+        others = tuple(axis for axis in range(layer.weight.ndim) if axis != layer.axis)
         error = quantized(layer.node.inputs[1], weight) - layer.weight
-        total += float(np.sum(error**2) / max(np.sum(layer.weight**2), 1e-300))
+        total += each_channel(np.sum(error**2, others), np.sum(layer.weight**2, others))
     return total
 
 
