@@ -5,6 +5,7 @@
 # %% ../nbs/92_cli.ipynb #692c12b4
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -277,13 +278,16 @@ def tune_command(
     "Find the configuration that reaches a target with the most integer work."
     set_level(verbose)
     from ptqlit.model.plan import write_whole
-    from ptqlit.tune import tune
+    from ptqlit.tune import trade_figure, tune
 
     goal = to_goal(cosine, agreement, top1)
     found = tune(model, config, goal, labels, progress=True)
     typer.echo(str(found))
     target = output or config.with_name(f"{config.stem}_tuned.cfg")
     typer.echo(f"written: {write_whole(target, found.text.encode())}")
+    picture, beside = io.BytesIO(), target.with_name(f"{target.stem}_trade.png")
+    trade_figure(found).savefig(picture, format="png", dpi=120)
+    typer.echo(f"written: {write_whole(beside, picture.getvalue())}")
 
 
 def to_goal(cosine: float | None, agreement: float | None, top1: float | None):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,15 +32,15 @@ from ptqlit.pipeline import (
     skipped_nodes,
     statistics_of,
 )
-from .reports.sensitivity import sensitivity
+from .reports.sensitivity import SensitivityTable, sensitivity
 from .samples.stream import Sample, files_of
 from .statistics.observe import Statistics
 from .storage.apply import apply_plan, scale_channels
 
 # %% auto #0
-__all__ = ['METHODS', 'Goal', 'read_labels', 'work_of', 'integer_share', 'Bench', 'bench_of', 'first_outputs', 'Trade', 'attempt',
-           'set_key', 'text_of', 'choice_text', 'with_choice', 'best_method', 'fewest', 'pruned', 'Tuned', 'tune_bench',
-           'tune']
+__all__ = ['METHODS', 'Way', 'Goal', 'read_labels', 'work_of', 'integer_share', 'Bench', 'bench_of', 'first_outputs', 'Trade',
+           'attempt', 'set_key', 'text_of', 'choice_text', 'with_choice', 'starts', 'fewest', 'pruned', 'search',
+           'shortest', 'Tuned', 'reasons_of', 'tune_bench', 'trade_figure', 'tune']
 
 # %% ../nbs/91_tune.ipynb #06a9be46
 @dataclass(frozen=True)
@@ -147,29 +148,29 @@ def attempt(bench: Bench, goal: Goal, method: str, skipped: tuple[str, ...]) -> 
 
 # %% ../nbs/91_tune.ipynb #aea2f696
 def set_key(text: str, section: str, key: str, value: str) -> str:
-    "An INI text with one key set; the section is added when it is missing, an empty value removes the key."
-    lines, place, header = text.splitlines(), None, f"[{section}]"
-    kept, inside = [], False
-    for line in lines:
+    "An INI text with one key set, in its place or else first in its section; an empty value removes it."
+    header, kept, inside, new = f"[{section}]", [], False, [f"{key}={value}"] if value else []
+    place = None  # behind the header
+    for line in text.splitlines():
         if line.strip().startswith("["):
-            inside = line.strip() == header
+            inside = line.partition("#")[0].strip() == header
+            place = len(kept) + 1 if inside else place
         if inside and re.match(rf"\s*{key}\s*=", line):
-            continue
-        kept.append(line)
-        if inside and line.strip() == header:
-            place = len(kept)
-    if value and place is None:
-        kept += [header]
-        place = len(kept)
-    if value:
-        kept.insert(place, f"{key}={value}")
+            kept, new = kept + new, []
+        else:
+            kept.append(line)
+    if new and place is None:
+        kept, place = [*kept, header], len(kept) + 1
+    kept[place or 0 : place or 0] = new
     return "\n".join(kept) + "\n"
 
 
 def text_of(config: Config) -> str:
-    "The text a configuration came from; written anew where it came from no file."
+    "The text a configuration came from; written anew where no file says the same."
     path = Path(config.source)
-    return path.read_text("utf-8") if path.is_file() else str(config)
+    text = path.read_text("utf-8") if path.is_file() else ""
+    same = text and str(Config.from_text(text, config.source, config.folder)) == str(config)
+    return text if same else str(config)
 
 
 def choice_text(config: Config, method: str, skipped: tuple[str, ...]) -> str:
@@ -181,23 +182,21 @@ def choice_text(config: Config, method: str, skipped: tuple[str, ...]) -> str:
 
 def with_choice(config: Config, method: str, skipped: tuple[str, ...]) -> Config:
     "The configuration with a method and a list of nodes to skip."
-    return Config.from_text(choice_text(config, method, skipped), config.source)
+    return Config.from_text(choice_text(config, method, skipped), config.source, config.folder)
 
 # %% ../nbs/91_tune.ipynb #db6e583d
 METHODS = ("MAX_MIN", "MSE", "PERCENTILE", "KL")
 
 
-def best_method(bench: Bench, goal: Goal, tried: list[Trade]) -> tuple[Trade, Plan]:
-    "The configuration's method if it is good enough, else the best one."
+def starts(bench: Bench, goal: Goal, tried: list[Trade]) -> list[tuple[Trade, Plan]]:
+    "Candidates without a skip list: the one that is good enough, else the best method and the own one."
     own = bench.config.full.activation_quant_method
     found = [attempt(bench, goal, own, ())]
-    tried.append(found[0][0])
-    if found[0][0].score >= goal.value:
-        return found[0]
-    for method in (m for m in METHODS if m != own):
-        found.append(attempt(bench, goal, method, ()))
-        tried.append(found[-1][0])
-    return max(found, key=lambda pair: pair[0].score)
+    if found[0][0].score < goal.value:
+        found += [attempt(bench, goal, m, ()) for m in METHODS if m != own]
+    tried += [trade for trade, _ in found]
+    best = max(found, key=lambda pair: pair[0].score)
+    return [best] if best is found[0] or best[0].score >= goal.value else [best, found[0]]
 
 
 def fewest(count: int, good: Callable[[int], bool]) -> int | None:
@@ -220,6 +219,40 @@ def pruned(names: list[str], good: Callable[[tuple[str, ...]], bool]) -> tuple[s
     return tuple(names)
 
 # %% ../nbs/91_tune.ipynb #f5eb481c
+Way = tuple[Trade, SensitivityTable]  # the end of a search, and what led to it
+
+
+def search(bench: Bench, goal: Goal, start: tuple[Trade, Plan], tried: list[Trade]) -> Way | None:
+    "The shortest skip list with which one method reaches a goal; None if none does."
+    first, plan = start
+    backend = BACKENDS[bench.config.full.target_device]
+    ranking = sensitivity(bench.graph, plan, bench.statistics, bench.samples, backend)
+    order, seen = [row.node for row in ranking.rows], {(): first}
+
+    def trade(names: tuple[str, ...]) -> Trade:
+        if names not in seen:
+            seen[names] = attempt(bench, goal, first.method, names)[0]
+            tried.append(seen[names])
+        return seen[names]
+
+    good = lambda names: trade(names).score >= goal.value  # noqa: E731
+    count = fewest(len(order), lambda number: good(tuple(order[:number])))
+    return None if count is None else (trade(pruned(order[:count], good)), ranking)
+
+
+def shortest(bench: Bench, goal: Goal, tried: list[Trade]) -> tuple[Trade, SensitivityTable | None]:
+    "The candidate with the most integer work that reaches a goal; InputError if none does."
+    begin = starts(bench, goal, tried)
+    if begin[0][0].score >= goal.value:
+        return begin[0][0], None
+    ways = [way for start in begin if (way := search(bench, goal, start, tried))]
+    if not ways:
+        reached = max(tried, key=lambda one: one.score).score
+        text = f"{goal.kind} reaches {reached:.4f} at most, not {goal.value:g}"
+        raise InputError(f"{bench.config.source}: {text}.")
+    return max(ways, key=lambda way: (way[0].share, -len(way[0].skipped), way[0].score))
+
+# %% ../nbs/91_tune.ipynb #4b3bf881
 @dataclass(frozen=True)
 class Tuned:
     "The end of a search."
@@ -228,6 +261,14 @@ class Tuned:
     best: Trade
     trades: tuple[Trade, ...]  # all that were tried, in their order
     text: str  # the finished configuration
+    samples: int
+    reasons: tuple[str, ...] = ()  # a line for each skipped node
+
+    @property
+    def chance(self) -> float:
+        "By how much chance moves a share of so many samples (one standard deviation); 0 for a cosine."
+        share = self.best.score
+        return 0.0 if self.goal.kind == "cosine" else math.sqrt(share * (1 - share) / self.samples)
 
     def __str__(self) -> str:
         "A table of what was tried, with the chosen line marked."
@@ -236,32 +277,49 @@ class Tuned:
             mark = "*" if trade == self.best else " "
             count, score = len(trade.skipped), f"{trade.score:.6f}"
             lines.append(f"{mark} {trade.method:16s} {count:5d} {score:>9s} {trade.share:12.1%}")
-        return "\n".join([*lines, f"skip_quant_node={','.join(self.best.skipped)}"])
+        chance = f"; by chance +-{self.chance:.3f}" if self.chance else ""
+        lines.append(f"{self.goal.kind} of the {self.samples} samples of the calibration{chance}")
+        return "\n".join([*lines, *self.reasons, *self.keys()])
+
+    def keys(self) -> list[str]:
+        "What the finished configuration says."
+        names = ",".join(self.best.skipped)
+        return [f"activation_quant_method={self.best.method}", f"skip_quant_node={names}"]
 
 
+def reasons_of(ranking: SensitivityTable | None, skipped: tuple[str, ...]) -> tuple[str, ...]:
+    "Why each skipped node is skipped: what it costs alone, and the first cause with numbers."
+    found = []
+    for row in ranking.rows if ranking else ():
+        if row.node in skipped:
+            causes = [c for c in row.causes if not c.elsewhere] or ["no cause of its own"]
+            found.append(f"{row.node} ({row.operator}, {row.sqnr:.1f} dB alone): {causes[0]}")
+    return tuple(found)
+
+# %% ../nbs/91_tune.ipynb #43ecf61d
 def tune_bench(bench: Bench, goal: Goal) -> Tuned:
     "Search on a bench; InputError when even a float model in front of the codes does not reach the goal."
     tried: list[Trade] = []
-    best, plan = best_method(bench, goal, tried)
-    if best.score < goal.value:
-        backend = BACKENDS[bench.config.full.target_device]
-        ranking = sensitivity(bench.graph, plan, bench.statistics, bench.samples, backend)
-        order, seen = [row.node for row in ranking.rows], {(): best}
+    best, ranking = shortest(bench, goal, tried)
+    text = choice_text(bench.config, best.method, best.skipped)
+    reasons = reasons_of(ranking, best.skipped)
+    return Tuned(goal, best, tuple(tried), text, len(bench.samples), reasons)
 
-        def trade(names: tuple[str, ...]) -> Trade:
-            if names not in seen:
-                seen[names] = attempt(bench, goal, best.method, names)[0]
-                tried.append(seen[names])
-            return seen[names]
 
-        good = lambda names: trade(names).score >= goal.value  # noqa: E731
-        count = fewest(len(order), lambda number: good(tuple(order[:number])))
-        if count is None:
-            reached = max(tried, key=lambda one: one.score).score
-            text = f"{goal.kind} reaches {reached:.4f} at most, not {goal.value:g}"
-            raise InputError(f"{bench.config.source}: {text}.")
-        best = trade(pruned(order[:count], good))
-    return Tuned(goal, best, tuple(tried), choice_text(bench.config, best.method, best.skipped))
+def trade_figure(tuned: Tuned):
+    "What was tried, as a matplotlib Figure: integer work to the right, what is lost upwards."
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 3), layout="constrained")
+    ax, least = figure.subplots(), 1e-7  # nothing lost has no place on a logarithmic axis
+    for trade in tuned.trades:
+        color = "#3060a0" if trade.method == tuned.best.method else "#f4b8a8"
+        ax.plot(trade.share, max(1 - trade.score, least), "o", color=color)
+    ax.plot(tuned.best.share, max(1 - tuned.best.score, least), "*", ms=16, color="#a03000")
+    ax.axhline(max(1 - tuned.goal.value, least), color="0.5", lw=0.8)
+    ax.set(yscale="log", xlabel="share of integer work", ylabel=f"1 - {tuned.goal.kind}")
+    ax.set_title("below the line the target is reached; the star was chosen")
+    return figure
 
 
 def tune(

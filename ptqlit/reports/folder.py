@@ -23,6 +23,7 @@ from .quant_param import quant_params
 from .sensitivity import SensitivityTable, sensitivity
 from .verify import VerifyTable
 from ..statistics.observe import observe
+from ..storage.apply import scale_channels
 
 # %% auto #0
 __all__ = ['OURS', 'FEWEST', 'clear', 'write_round', 'first_costs', 'write_page', 'write_reports']
@@ -60,7 +61,8 @@ def first_costs(
     "The sensitivity on one sample, with a run for four rounds; None without activations to look at."
     if backend is None or both.plan.mode != "FULL_QUANT":
         return None
-    statistics, runs = observe(both.graph, [sample]), max(FEWEST, rounds // 4)
+    scaled, runs = scale_channels(both.graph, both.plan.factors), max(FEWEST, rounds // 4)
+    statistics = observe(scaled, [sample])
     return sensitivity(both.graph, both.plan, statistics, [sample], backend, 1, runs)
 
 

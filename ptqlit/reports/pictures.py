@@ -20,8 +20,8 @@ from .verify import VerifyTable
 
 # %% auto #0
 __all__ = ['WIDTH', 'HEIGHT', 'LEFT', 'BOTTOM', 'GOOD', 'Tensors', 'STYLE', 'Tally', 'Layers', 'svg', 'label', 'outline',
-           'histogram_picture', 'channel_picture', 'number', 'sensitivity_section', 'layer_row', 'layers_section',
-           'code_ends', 'worst_section', 'page', 'report_page']
+           'histogram_picture', 'channel_picture', 'number', 'sensitivity_section', 'elsewhere_note', 'layer_row',
+           'layers_section', 'code_ends', 'worst_section', 'page', 'report_page']
 
 # %% ../../nbs/reports/05_pictures.ipynb #fcccb5c6
 @dataclass
@@ -153,16 +153,28 @@ def sensitivity_section(table: SensitivityTable | None, most: int = 12) -> str:
     for row in table.rows[:most]:
         causes = "".join(
             f"<p><b>{escape(c.name)}</b>: {escape(c.evidence)}; {escape(c.advice)}."
-            + (f"<code>{escape(c.line)}</code>" if c.line else "")
-            + "</p>"
+            f"<code>{escape(c.ready).replace('] ', ']<br>')}</code></p>"
             for c in row.causes
+            if not c.elsewhere
         )
         share = f'<div class="bar" style="width:{max(row.share, 0.005):.1%}"></div>'
         head = f"<b>{escape(row.node)}</b> {escape(row.operator)}"
         told = f"{number(row.sqnr, '.1f')} dB alone, {row.share:.0%} of the noise"
         rows.append(f"<li>{head}: {told}{share}{causes}</li>")
-    note = "Each node quantized alone, all others in float; noise at the model's output."
-    return f"<h2>What costs most, and what to do</h2><p>{note}</p><ol>{''.join(rows)}</ol>"
+    note = "Each node quantized alone, all others in float; noise at the model's output. "
+    note += f"Looked at: the {len(table.rows)} nodes that are noisiest in their own tensors."
+    head = f"<h2>What costs most, and what to do</h2><p>{note}</p>"
+    return f"{head}<ol>{''.join(rows)}</ol>{elsewhere_note(table)}"
+
+
+def elsewhere_note(table: SensitivityTable) -> str:
+    "One paragraph for each warning that is about other machines."
+    found: dict[str, list[str]] = {}
+    for row in table.rows:
+        for cause in (c for c in row.causes if c.elsewhere):
+            text = f"<b>{escape(cause.name)}</b> on other machines; {escape(cause.advice)}"
+            found.setdefault(f"{text}.<code>{escape(cause.ready)}</code>", []).append(row.node)
+    return "".join(f"<p>{text}Nodes: {escape(', '.join(n))}.</p>" for text, n in found.items())
 
 
 GOOD = 60.0  # dB of a full bar
@@ -247,6 +259,7 @@ border-bottom:1px solid #ddd;vertical-align:top}td{overflow-wrap:anywhere}.wide{
 svg text{font-size:11px;fill:#444}.before{fill:#a8c8e8}.after{fill:none;stroke:#c03020}
 .end{stroke:#222;stroke-dasharray:4 3}.bars{fill:#999}li p{margin:.2rem 0;font-size:.9rem}
 td+td,th{white-space:nowrap;overflow-wrap:normal}li,h3{overflow-wrap:anywhere}
+@media(max-width:30rem){td,th{padding:.25rem .2rem}th{white-space:normal}}
 """
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,11 +31,12 @@ from ..storage.pairs import constant_codes, pair_nodes, place_behind
 from ..storage.weights import restored, widened
 
 # %% auto #0
-__all__ = ['PREFIX', 'WORKING', 'MOSTLY', 'FAR', 'APART', 'EMPTY', 'CAUSES', 'HEADER', 'quantized', 'measured', 'Board',
-           'constants_on', 'switch_constants', 'owners_of', 'switch_activation', 'switch_board', 'Switches',
-           'noise_ratio', 'costs', 'decibels', 'Cause', 'Scene', 'clipping', 'cut_off', 'outlier', 'one_channel',
-           'outlier_weights', 'far_apart', 'bias_limits', 'many_zeros', 'saturating_pairs', 'SensitivityRow',
-           'SensitivityTable', 'channel_peaks', 'written_by', 'own_noise', 'sensitivity', 'table_rows']
+__all__ = ['PREFIX', 'WORKING', 'SECTIONS', 'WRITES', 'MOSTLY', 'FAR', 'APART', 'EMPTY', 'CAUSES', 'HEADER', 'quantized',
+           'measured', 'Board', 'constants_on', 'switch_constants', 'owners_of', 'switch_activation', 'switch_board',
+           'Switches', 'noise_ratio', 'costs', 'decibels', 'Cause', 'Scene', 'clipping', 'cut_off', 'outlier',
+           'one_channel', 'outlier_weights', 'far_apart', 'bias_limits', 'many_zeros', 'saturating_pairs',
+           'SensitivityRow', 'SensitivityTable', 'channel_peaks', 'written_by', 'each_channel', 'tensor_noise',
+           'own_noise', 'sensitivity', 'table_rows']
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #8be06a8e
 PREFIX = "switch of "  # before the name of a constant (node and tensor) or of an activation
@@ -228,6 +230,12 @@ def decibels(ratio: float) -> float:
     return -10 * math.log10(ratio) if ratio > 0 else math.inf
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #d76ffd00
+SECTIONS = {  # of the keys in the lines; all others belong to full_quant_param
+    "skip_quant_node": "common_quant_param",
+    "calibrate_size": "data_preprocess_param",
+}
+
+
 @dataclass(frozen=True)
 class Cause:
     "Why a node costs what it costs."
@@ -235,12 +243,24 @@ class Cause:
     name: str
     evidence: str  # with numbers
     advice: str
-    line: str = ""  # of the configuration file, or of the command line
+    line: str  # of the configuration file, or a flag of the command line
+    elsewhere: bool = False  # a warning for other machines, which does not show in the costs
+
+    @property
+    def section(self) -> str:
+        "The section of the configuration that the line belongs to; empty for a flag."
+        if self.line.startswith("--"):
+            return ""
+        return SECTIONS.get(self.line.partition("=")[0], "full_quant_param")
+
+    @property
+    def ready(self) -> str:
+        "The line with its section."
+        return f"[{self.section}] {self.line}" if self.section else self.line
 
     def __str__(self) -> str:
         "In one line."
-        end = f" [{self.line}]" if self.line else ""
-        return f"{self.name}: {self.evidence}; {self.advice}{end}"
+        return f"{self.name}: {self.evidence}; {self.advice}: {self.ready}"
 
 
 @dataclass(frozen=True)
@@ -269,8 +289,18 @@ class Scene:
         "The numbers of the weight or bias."
         return self.plan.of_node(self.node.name, role)
 
+    def setting(self, key: str) -> str:
+        "What the configuration of the Plan says; empty for nothing."
+        found = re.search(rf"^{key}=(.+)$", self.plan.config, re.M)
+        return found.group(1) if found else ""
+
+    def skip(self, names: Iterable[str]) -> str:
+        "The line that skips some nodes, and those that are skipped already."
+        given = filter(None, self.setting("skip_quant_node").split(","))
+        return "skip_quant_node=" + ",".join(dict.fromkeys((*given, *names)))
+
     def skipping(self) -> str:
-        "The line that takes the codes of the written tensor away: this node, and the layers that read it."
+        "The line that takes the codes of the written tensor away: this node, and all that read it."
         decisions = {node.name: node.decision for node in self.plan.nodes}
         names, front = [self.node.name], [self.written]
         while front:
@@ -279,9 +309,10 @@ class Scene:
                     front += use.node.outputs
                 if decisions.get(use.node.name) in WORKING and use.node.name not in names:
                     names.append(use.node.name)
-        return "skip_quant_node=" + ",".join(names)
+        return self.skip(names)
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #08eda16c
+WRITES = "keep what it writes in float"  # an advice
 MOSTLY = 0.5  # share of a tensor's noise that makes something its cause
 
 
@@ -334,11 +365,11 @@ def one_channel(scene: Scene) -> Cause | None:
         return None
     codes = max(1, round(2**scene.output.format.bits / times))
     numbers = f"channel {place} reaches {sizes[place]:.3g}, {times:.0f} times the median channel, which gets about {codes} of the codes"
-    return Cause("one channel dominates", numbers, "keep this tensor in float", scene.skipping())
+    return Cause("one channel dominates", numbers, WRITES, scene.skipping())
 
 
 def outlier_weights(scene: Scene) -> Cause | None:
-    "An output channel of the weight that is much larger than the others."
+    "An output channel of the weight that is much larger than the others, and does harm."
     layer, plan = layer_of(scene.node), scene.constant("weight")
     if layer is None or plan is None:
         return None
@@ -348,10 +379,14 @@ def outlier_weights(scene: Scene) -> Cause | None:
     if times < FAR or len(sizes) < 3:
         return None
     numbers = f"channel {place} reaches {sizes[place]:.3g}, {times:.0f} times the median channel"
-    advice, line = "keep what it writes in float", scene.skipping()
-    if plan.scale.ndim == 0 and scene.node.op_type in scene.backend.per_channel:
-        advice, line = "one scale for each channel", "per_channel=true"
-    return Cause("weights with an outlier channel", numbers, advice, line)
+    name, written = "weights with an outlier channel", scene.peaks.get(scene.written.name)
+    if plan.scale.ndim:  # a scale of its own: harmless, unless what it writes is as large
+        seen = written is not None and len(written) == len(sizes) and outlier(written)
+        harm = seen and seen[0] == place and seen[1] >= FAR
+        return Cause(name, numbers, WRITES, scene.skipping()) if harm else None
+    if scene.node.op_type in scene.backend.per_channel:
+        return Cause(name, numbers, "one scale for each channel", "per_channel=true")
+    return Cause(name, numbers, "keep the layer in float", scene.skip([scene.node.name]))
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #c32b4925
 APART = 20  # times the range of the narrowest input
@@ -368,13 +403,13 @@ def far_apart(scene: Scene) -> Cause | None:
         return None
     wide, narrow = plans[int(np.argmax(widths))], plans[int(np.argmin(widths))]
     numbers = f"{wide.name} spans {max(widths):.3g}, {narrow.name} {min(widths):.3g}: {max(widths) / min(widths):.0f} times"
-    return Cause("inputs far apart", numbers, "keep the sum in float", scene.skipping())
+    return Cause("inputs far apart", numbers, WRITES, scene.skipping())
 
 
 def bias_limits(scene: Scene) -> Cause | None:
     "Biases at the end of int32, or weight scales raised for them."
     weight, bias = scene.constant("weight"), scene.constant("bias")
-    line, advice = f"skip_quant_node={scene.node.name}", "keep the layer in float"
+    line, advice = scene.skip([scene.node.name]), "keep the layer in float"
     if bias is not None and bias.values is not None and bias.values.dtype == np.int32:
         ends = int(np.sum(np.abs(bias.values.astype(np.int64)) >= 2**31 - 1))
         if ends:
@@ -390,8 +425,9 @@ def many_zeros(scene: Scene) -> Cause | None:
     if counts is None or counts.zeros < EMPTY * counts.total:
         return None
     numbers = f"{counts.zeros / counts.total:.1%} of the values are 0, {counts.total - counts.zeros} are not"
-    advice = "calibrate with more samples (calibrate_size), so that the range does not rest on a few values"
-    return Cause("many zeros", numbers, advice)
+    samples = int(scene.setting("calibrate_size") or scene.statistics.samples)
+    advice = "calibrate with more samples, so that the range does not rest on a few values"
+    return Cause("many zeros", numbers, advice, f"calibrate_size={2 * samples}")
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #e090965b
 def saturating_pairs(scene: Scene) -> Cause | None:
@@ -404,19 +440,14 @@ def saturating_pairs(scene: Scene) -> Cause | None:
     found = can_saturate(codes, layer.axis, layer.group)
     if not found.any():
         return None
-    numbers = (
-        f"{int(found.sum())} of {found.size} channels can leave 16 bits on processors without VNNI"
-    )
-    return Cause(
-        "pair sums can saturate",
-        numbers,
-        "for such processors use 7-bit weights there",
-        "--portable",
-    )
+    where = "can leave 16 bits on processors without VNNI"
+    numbers = f"{int(found.sum())} of {found.size} channels {where}"
+    advice = "for such processors use 7-bit weights there"
+    return Cause("pair sums can saturate", numbers, advice, "--portable", elsewhere=True)
 
 
 CAUSES: tuple[Callable[[Scene], Cause | None], ...] = (
-    cut_off, one_channel, outlier_weights, far_apart, bias_limits, many_zeros, saturating_pairs,
+    cut_off, far_apart, one_channel, outlier_weights, bias_limits, many_zeros, saturating_pairs,
 )  # fmt: skip
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #4aa529e0
@@ -433,12 +464,11 @@ class SensitivityRow:
     def cells(self) -> tuple:
         "The row of a table."
         names = ", ".join(cause.name for cause in self.causes)
-        advice = self.causes[0].advice if self.causes else ""
-        line = self.causes[0].line if self.causes else ""
-        return self.node, self.operator, self.sqnr, self.share, names, advice, line
+        first = [(c.advice, c.section, c.line) for c in self.causes[:1]] or [("", "", "")]
+        return self.node, self.operator, self.sqnr, self.share, names, *first[0]
 
 
-HEADER = ("node", "operator", "SQNR", "share", "causes", "advice", "line")
+HEADER = ("node", "operator", "SQNR", "share", "causes", "advice", "section", "line")
 
 
 @dataclass(frozen=True)
@@ -491,27 +521,39 @@ def written_by(graph: Graph, plan: Plan) -> dict[str, ir.Value]:
     return found
 
 
+def each_channel(noise: np.ndarray | float, signal: np.ndarray) -> float:
+    "Noise over signal, mean over the channels that are not empty; what is lost counts as 1."
+    noise = np.broadcast_to(noise, signal.shape)[signal > 0]
+    return float(np.minimum(noise / signal[signal > 0], 1).mean()) if noise.size else 0.0
+
+
+def tensor_noise(scene: Scene, counts: Counts) -> float:
+    "Noise over signal of the written tensor: rounding and clipping."
+    edges, number = occupied(counts)
+    width, sizes = 2.0 ** (counts.k - BITS), scene.peaks.get(scene.written.name, np.ones(1))
+    signal = float(number @ (edges + width / 2) ** 2) / counts.total
+    inside, part = float(scene.output.scale) ** 2 / 12, clipping(counts, scene.output)[1]
+    powers = signal * sizes.astype(np.float64) ** 2 / max(np.mean(sizes**2), 1e-30)
+    return each_channel(inside / max(1 - part, 1e-6), powers)
+
+
 def own_noise(scene: Scene) -> float:
-    "Noise over signal that a node adds in its own tensors, from the histogram and the weights alone."
-    counts, plan, weight = scene.counts(), scene.output, scene.constant("weight")
-    total, layer = 0.0, layer_of(scene.node)
-    if plan is not None and counts is not None and plan.scale.ndim == 0:
-        edges, number = occupied(counts)
-        width = 2.0 ** (counts.k - BITS)
-        signal = float(number @ (edges + width / 2) ** 2)
-        inside = float(plan.scale) ** 2 / 12 * counts.total
-        part = clipping(counts, plan)[1]
-        total += inside / max(1 - part, 1e-6) / max(signal, 1e-300)
+    "Noise over signal that a node adds in its own tensors, channel by channel."
+    counts, weight, layer = scene.counts(), scene.constant("weight"), layer_of(scene.node)
+    total = 0.0
+    if scene.output is not None and counts is not None and scene.output.scale.ndim == 0:
+        total += tensor_noise(scene, counts)
     if weight is not None and layer is not None:
+        others = tuple(axis for axis in range(layer.weight.ndim) if axis != layer.axis)
         error = quantized(layer.node.inputs[1], weight) - layer.weight
-        total += float(np.sum(error**2) / max(np.sum(layer.weight**2), 1e-300))
+        total += each_channel(np.sum(error**2, others), np.sum(layer.weight**2, others))
     return total
 
 
 def sensitivity(
     graph: Graph,
     plan: Plan,
-    statistics: Statistics,  # of the float model
+    statistics: Statistics,  # of the float model, with the factors of the Plan on its channels
     samples: Iterable[dict[str, np.ndarray]],
     backend: Backend,
     most: int = 4,  # samples to run
