@@ -68,6 +68,7 @@ bench: $(STAMP) ## compare with quantize_static on the models in ZOO=folder
 	$(PY) tools/bench_calibration.py --zoo "$(ZOO)"
 	$(PY) tools/bench_overlap.py --zoo "$(ZOO)"
 	$(PY) tools/bench_reports.py --zoo "$(ZOO)"
+	$(PY) tools/bench_tune.py --zoo "$(ZOO)"
 	$(PY) tools/bench_per_layer.py --zoo "$(ZOO)"
 	$(PY) tools/bench_weights.py --zoo "$(ZOO)"
 	$(PY) tools/bench_mixed.py --zoo "$(ZOO)"
