@@ -58,10 +58,10 @@ FEWEST = 8  # nodes whose cost is measured, however few rounds there are
 def first_costs(
     both: SideBySide, sample: dict[str, np.ndarray], backend: Backend | None, rounds: int
 ) -> SensitivityTable | None:  # fmt: skip
-    "The sensitivity on one sample, with a run for four rounds; None without activations to look at."
+    "The sensitivity on one sample, with a run for eight rounds; None without activations to look at."
     if backend is None or both.plan.mode != "FULL_QUANT":
         return None
-    scaled, runs = scale_channels(both.graph, both.plan.factors), max(FEWEST, rounds // 4)
+    scaled, runs = scale_channels(both.graph, both.plan.factors), max(FEWEST, rounds // 8)
     statistics = observe(scaled, [sample])
     return sensitivity(both.graph, both.plan, statistics, [sample], backend, 1, runs)
 
