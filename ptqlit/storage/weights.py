@@ -203,6 +203,8 @@ def check_weight(value: ir.Value | None, plan: TensorPlan) -> str:
     array = widened(constant(value))
     if array is None:
         return "no float constant of the model"
+    if plan.values is not None and plan.values.shape != array.shape:
+        return f"codes of shape {plan.values.shape} for a tensor of shape {array.shape}"
     numbers = (plan.zero_point, plan.var_corr, plan.mean_corr)
     if any(vector is not None and vector.shape != plan.scale.shape for vector in numbers):
         return "its zero point, factor or shift has not the shape of its scale"
