@@ -262,7 +262,7 @@ class Cause:
         "In one line."
         return f"{self.name}: {self.evidence}; {self.advice}: {self.ready}"
 
-
+# %% ../../nbs/reports/04_sensitivity.ipynb #5d41a0a0
 @dataclass(frozen=True)
 class Scene:
     "All that the causes of a node are looked for in."
@@ -520,7 +520,7 @@ def written_by(graph: Graph, plan: Plan) -> dict[str, ir.Value]:
                 found[node.name] = readers[0].outputs[0]
     return found
 
-
+# %% ../../nbs/reports/04_sensitivity.ipynb #de817cc3
 def each_channel(noise: np.ndarray | float, signal: np.ndarray) -> float:
     "Noise over signal, mean over the channels that are not empty; what is lost counts as 1."
     noise = np.broadcast_to(noise, signal.shape)[signal > 0]
@@ -549,7 +549,7 @@ def own_noise(scene: Scene) -> float:
         total += each_channel(np.sum(error**2, others), np.sum(layer.weight**2, others))
     return total
 
-
+# %% ../../nbs/reports/04_sensitivity.ipynb #1176a232
 def sensitivity(
     graph: Graph,
     plan: Plan,
