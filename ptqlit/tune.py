@@ -61,6 +61,14 @@ class Goal:
         answers = [int(q.reshape(-1, q.shape[-1])[0].argmax()) for _, q in pairs]
         return float(np.mean([a == wanted for a, wanted in zip(answers, self.labels)]))
 
+    def chance(self, score: float, samples: int) -> float:
+        "By how much chance moves a share of so many samples (one standard deviation); 0 for a cosine."
+        return 0.0 if self.kind == "cosine" else math.sqrt(score * (1 - score) / samples)
+
+    def reached(self, score: float, samples: int) -> bool:
+        "Whether a score is good enough, a share also when chance was kind to it."
+        return score - self.chance(score, samples) >= self.value
+
 
 def read_labels(path: str | Path, files: list[Path]) -> tuple[int, ...]:
     "The class numbers of samples, from lines `file,number`; InputError (FILE_FAILED) for one that is missing."
@@ -192,11 +200,12 @@ def starts(bench: Bench, goal: Goal, tried: list[Trade]) -> list[tuple[Trade, Pl
     "Candidates without a skip list: the one that is good enough, else the best method and the own one."
     own = bench.config.full.activation_quant_method
     found = [attempt(bench, goal, own, ())]
-    if found[0][0].score < goal.value:
+    if not goal.reached(found[0][0].score, len(bench.samples)):
         found += [attempt(bench, goal, m, ()) for m in METHODS if m != own]
     tried += [trade for trade, _ in found]
     best = max(found, key=lambda pair: pair[0].score)
-    return [best] if best is found[0] or best[0].score >= goal.value else [best, found[0]]
+    enough = goal.reached(best[0].score, len(bench.samples))
+    return [best] if best is found[0] or enough else [best, found[0]]
 
 
 def fewest(count: int, good: Callable[[int], bool]) -> int | None:
@@ -235,7 +244,7 @@ def search(bench: Bench, goal: Goal, start: tuple[Trade, Plan], tried: list[Trad
             tried.append(seen[names])
         return seen[names]
 
-    good = lambda names: trade(names).score >= goal.value  # noqa: E731
+    good = lambda names: goal.reached(trade(names).score, len(bench.samples))  # noqa: E731
     count = fewest(len(order), lambda number: good(tuple(order[:number])))
     return None if count is None else (trade(pruned(order[:count], good)), ranking)
 
@@ -243,12 +252,14 @@ def search(bench: Bench, goal: Goal, start: tuple[Trade, Plan], tried: list[Trad
 def shortest(bench: Bench, goal: Goal, tried: list[Trade]) -> tuple[Trade, SensitivityTable | None]:
     "The candidate with the most integer work that reaches a goal; InputError if none does."
     begin = starts(bench, goal, tried)
-    if begin[0][0].score >= goal.value:
+    if goal.reached(begin[0][0].score, len(bench.samples)):
         return begin[0][0], None
     ways = [way for start in begin if (way := search(bench, goal, start, tried))]
     if not ways:
         reached = max(tried, key=lambda one: one.score).score
-        text = f"{goal.kind} reaches {reached:.4f} at most, not {goal.value:g}"
+        chance = goal.chance(reached, len(bench.samples))
+        less = f" (by chance +-{chance:.3f})" if chance else ""
+        text = f"{goal.kind} reaches {reached:.4f} at most{less}, not {goal.value:g}"
         raise InputError(f"{bench.config.source}: {text}.")
     return max(ways, key=lambda way: (way[0].share, -len(way[0].skipped), way[0].score))
 
@@ -264,12 +275,6 @@ class Tuned:
     samples: int
     reasons: tuple[str, ...] = ()  # a line for each skipped node
 
-    @property
-    def chance(self) -> float:
-        "By how much chance moves a share of so many samples (one standard deviation); 0 for a cosine."
-        share = self.best.score
-        return 0.0 if self.goal.kind == "cosine" else math.sqrt(share * (1 - share) / self.samples)
-
     def __str__(self) -> str:
         "A table of what was tried, with the chosen line marked."
         lines = [f"  {'method':16s} {'float':>5s} {self.goal.kind:>9s} {'integer work':>12s}"]
@@ -277,8 +282,9 @@ class Tuned:
             mark = "*" if trade == self.best else " "
             count, score = len(trade.skipped), f"{trade.score:.6f}"
             lines.append(f"{mark} {trade.method:16s} {count:5d} {score:>9s} {trade.share:12.1%}")
-        chance = f"; by chance +-{self.chance:.3f}" if self.chance else ""
-        lines.append(f"{self.goal.kind} of the {self.samples} samples of the calibration{chance}")
+        chance = self.goal.chance(self.best.score, self.samples)
+        rough = f"; by chance +-{chance:.3f}" if chance else ""
+        lines.append(f"{self.goal.kind} of the {self.samples} samples of the calibration{rough}")
         return "\n".join([*lines, *self.reasons, *self.keys()])
 
     def keys(self) -> list[str]:
