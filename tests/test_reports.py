@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,20 @@ import onnx_ir as ir
 import pandas
 import pytest
 from builders import Net, batch_norm, both, chain, conv, op, samples_for
+from damage import lift
 from ptqlit import Config, InputError, convert
+from ptqlit.backends.cpu import CPU
+from ptqlit.calibrators.max_min import max_min
 from ptqlit.model.graph import prepare
 from ptqlit.model.runtime import open_session
 from ptqlit.reports.distribution import Codes, SideBySide, match, quartiles, read, summarize
-from ptqlit.reports.folder import write_reports
-from ptqlit.storage.apply import apply_plan
+from ptqlit.quantizers.equalization import equalize
+from ptqlit.quantizers.full import full_plan
+from ptqlit.reports.folder import first_costs, write_reports
+from ptqlit.reports.sensitivity import sensitivity
+from ptqlit.samples.image import image_samples
+from ptqlit.statistics.observe import observe
+from ptqlit.storage.apply import apply_plan, scale_channels
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "data" / "digits"
@@ -343,3 +352,31 @@ def test_reports_without_samples_are_refused(tmp_path, reported):
     graph, plan = prepare(DIGITS / "model.onnx"), reported[1].plan
     with pytest.raises(InputError, match="expected at least one"):
         write_reports(tmp_path, graph, plan, apply_plan(graph, plan), [])
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_pages_costs_are_those_of_the_plan_with_equalized_channels():
+    """The graph of the reports has its factors already; they must not be applied twice."""
+    model, behind = lift(prepare(DIGITS / "model.onnx"), "block1_depthwise", 40, 21)
+    keys = "per_channel=false\n"
+    config = Config.from_text(
+        (DIGITS / "full_quant.cfg").read_text().replace("per_channel=true\n", keys), "f.cfg", DIGITS
+    )
+    graph = prepare(model)
+    sample = next(iter(image_samples(config, graph)))
+    factors, _ = equalize(graph)
+    assert {"block1_depthwise", behind} <= {plan.node for plan in factors}
+    scaled = scale_channels(graph, factors)
+    plan = full_plan(scaled, observe(scaled, [sample]), CPU, "MAX_MIN", max_min, per_channel=False)
+    wanted = sensitivity(scaled, plan, observe(scaled, [sample]), [sample], CPU)
+    plan = replace(plan, factors=factors)
+    both = SideBySide(graph, plan, apply_plan(graph, plan))
+    names = {tensor.name for tensor in plan.tensors if tensor.role == "activation"}
+    found = first_costs(both, sample, both.tensors(sample, names), CPU, 1000)
+    alone = {row.node: row for row in wanted.rows}
+    assert len(found.rows) == len(alone)
+    for row in found.rows:
+        assert abs(row.sqnr - alone[row.node].sqnr) < 0.01
+        assert [c.name for c in row.causes] == [c.name for c in alone[row.node].causes]

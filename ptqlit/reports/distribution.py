@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numba
 import numpy as np
@@ -32,7 +32,7 @@ __all__ = ['POLL', 'PARTS', 'FREE_ORDER', 'SMALL', 'NOTHING', 'SUPPORTED', 'INPU
            'place_value', 'bracket_quartiles', 'quartiles', 'float_of', 'read', 'Summary', 'plain_summary', 'summarize',
            'Codes', 'count_bytes', 'count_codes', 'pair_sums', 'coded_sums', 'Match', 'match', 'Place', 'behind_codes',
            'Twins', 'places_of', 'watching', 'Source', 'source_of', 'constant_values', 'planned_constant', 'Line',
-           'comparison', 'lines_of', 'csv_line', 'Round', 'SideBySide']
+           'comparison', 'lines_of', 'csv_form', 'csv_line', 'Round', 'SideBySide']
 
 # %% ../../nbs/reports/01_distribution.ipynb #158c09a8
 POLL = 8192  # values of a large tensor that are sorted to find the brackets
@@ -577,10 +577,16 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@lru_cache
+def csv_form(kinds: tuple[type, ...]) -> str:
+    "How cells of these types are written: one form a line is several times as fast as one a cell."
+    return "".join("%g," if issubclass(kind, float) else "%s," for kind in kinds) + "\n"
+
+
 def csv_line(cells: Iterable) -> str:
     "A line of the reference's files: numbers with six digits, a comma behind each cell, no quotes."
-    texts = (f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in cells)
-    return "".join(f"{text}," for text in texts) + "\n"
+    cells = tuple(cells)
+    return csv_form(tuple(map(type, cells))) % cells
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,14 +17,13 @@ from ..errors import PATH_FAILED, InputError
 from ..model.graph import Graph
 from ..model.plan import Plan, write_whole
 from ..backends.rules import Backend
-from .distribution import Round, SideBySide
+from .distribution import Pair, Round, SideBySide
 from .output_summary import output_rows, summary_csv
 from .pictures import Layers, report_page
 from .quant_param import quant_params
 from .sensitivity import SensitivityTable, sensitivity
 from .verify import VerifyTable
-from ..statistics.observe import observe
-from ..storage.apply import scale_channels
+from ..statistics.observe import Statistics, TensorStatistics
 
 # %% auto #0
 __all__ = ['OURS', 'FEWEST', 'clear', 'write_round', 'first_costs', 'write_page', 'write_reports']
@@ -56,14 +56,17 @@ FEWEST = 8  # nodes whose cost is measured, however few rounds there are
 
 
 def first_costs(
-    both: SideBySide, sample: dict[str, np.ndarray], backend: Backend | None, rounds: int
+    both: SideBySide, sample: dict[str, np.ndarray], tensors: dict[str, Pair],
+    backend: Backend | None, rounds: int,
 ) -> SensitivityTable | None:  # fmt: skip
     "The sensitivity on one sample, with a run for eight rounds; None without activations to look at."
     if backend is None or both.plan.mode != "FULL_QUANT":
         return None
-    scaled, runs = scale_channels(both.graph, both.plan.factors), max(FEWEST, rounds // 8)
-    statistics = observe(scaled, [sample])
-    return sensitivity(both.graph, both.plan, statistics, [sample], backend, 1, runs)
+    floats = {name: pair[0] for name, pair in tensors.items() if pair[0].dtype == np.float32}
+    statistics = Statistics({name: TensorStatistics() for name in floats})
+    statistics.update(floats)
+    plan, runs = replace(both.plan, factors=()), max(FEWEST, rounds // 8)  # the graph has them
+    return sensitivity(both.graph, plan, statistics, [sample], backend, 1, runs)
 
 
 def write_page(
@@ -71,9 +74,10 @@ def write_page(
     table: VerifyTable | None, backend: Backend | None,
 ) -> None:  # fmt: skip
     "Write `report.html`."
-    tensors = both.tensors(sample, {place.tensor for place in layers.worst()})
+    planned = {tensor.name for tensor in both.plan.tensors if tensor.role == "activation"}
+    tensors = both.tensors(sample, planned | {place.tensor for place in layers.worst()})
     rounds = next(iter(layers.tallies.values())).rounds
-    costs = first_costs(both, sample, backend, rounds)
+    costs = first_costs(both, sample, tensors, backend, rounds)
     title = f"{Path(both.graph.name).stem}: {both.plan.mode} for {both.plan.backend}"
     text = report_page(title, both.graph, both.plan, layers, tensors, table, costs)
     write_whole(folder / "report.html", text.encode())
