@@ -2,13 +2,15 @@
 
     python tools/bench_reports.py --zoo FOLDER [--samples N] [--rounds N]
 
-Both run over the same samples of mobilenet_v2, in memory; processor time of the fastest round, which
-other work on the machine disturbs little. Peak memory is that of processes of their own.
+Both run over the same samples of mobilenet_v2, in memory; processor time of the fastest round on one
+processor, which other work on the machine disturbs little: threads on two halves of a core slow each
+other and would count twice. Peak memory is that of processes of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -47,6 +49,8 @@ def bare(both: SideBySide, samples: list[dict]) -> None:
 
 def one(kind: str, options) -> None:
     """Do one thing in this process; prints its seconds of processor time and peak megabytes."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     graph = prepare(options.zoo / "models" / f"{CASE.model}.onnx")
     samples = [
         s
