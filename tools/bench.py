@@ -181,17 +181,29 @@ def rows_of(case: Case, logits: dict, labels: np.ndarray, table, ratios: list[fl
     return rows
 
 
-def main() -> None:
-    """Measure every model that the folder holds and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def table_options(document: str) -> argparse.ArgumentParser:
+    """The arguments of every table over the models of a folder."""
+    parser = argparse.ArgumentParser(description=document.splitlines()[0])
     parser.add_argument("--zoo", type=Path, required=True, help="folder with models/ and images")
-    parser.add_argument("--out", type=Path, help="keep the files here")
     parser.add_argument("--images", type=int, default=0, help="validation images; 0: all")
     parser.add_argument("--only", default="", help="models whose name contains this")
+    return parser
+
+
+def chosen(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[Case]]:
+    """The arguments, and the models asked for that the folder holds; ends the program without any."""
     options = parser.parse_args()
     cases = [c for c in CASES if options.only in c.model and (options.zoo / "models" / f"{c.model}.onnx").exists()]
     if not cases:
-        parser.exit(2, f"bench: {options.zoo} holds none of the benchmark models\n")
+        parser.exit(2, f"{Path(parser.prog).stem}: {options.zoo} holds none of the benchmark models\n")
+    return options, cases
+
+
+def main() -> None:
+    """Measure every model that the folder holds and print the table."""
+    parser = table_options(__doc__)
+    parser.add_argument("--out", type=Path, help="keep the files here")
+    options, cases = chosen(parser)
     columns = ["model", "file", "top-1 %", "agreement %", "SQNR dB", "at least", "kernels", "time/float", "time/static"]
     shown = Table(*columns, title="full int8, MAX_MIN, per channel, 100 calibration images")
     with tempfile.TemporaryDirectory() as folder:

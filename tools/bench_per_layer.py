@@ -9,14 +9,13 @@ of next to no weights.
 """
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
-from bench import CASES, Case, all_logits, config_of, validation
+from bench import Case, all_logits, chosen, config_of, table_options, validation
 from rich.console import Console
 from rich.table import Table
 
@@ -103,14 +102,7 @@ def case_rows(case: Case, zoo: Path, limit: int) -> Iterator[list[str]]:
 
 def main() -> None:
     """Measure every model that the folder holds and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--zoo", type=Path, required=True, help="folder with models/ and images")
-    parser.add_argument("--images", type=int, default=0, help="validation images; 0: all")
-    parser.add_argument("--only", default="", help="models whose name contains this")
-    options = parser.parse_args()
-    cases = [c for c in CASES if options.only in c.model and (options.zoo / "models" / f"{c.model}.onnx").exists()]
-    if not cases:
-        parser.exit(2, f"bench_per_layer: {options.zoo} holds none of the benchmark models\n")
+    options, cases = chosen(table_options(__doc__))
     columns = ["model", "weight scales", "top-1 %", "agreement %", "SQNR dB", "promise"]
     shown = Table(*columns, title="one weight scale a layer, 100 calibration images, bias correction")
     for case in cases:

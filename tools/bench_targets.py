@@ -12,13 +12,12 @@ images and measures are those of bench.py.
 """
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from bench import CASES, Case, all_logits, config_of, validation
+from bench import Case, all_logits, chosen, config_of, table_options, validation
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +51,7 @@ def plan_of(graph: Graph, statistics: Statistics, backend: Backend, method: str)
     return replace(plan, shapes=((put.name, (BATCH, *put.shape[1:])),)) if backend.static else plan
 
 
-def chosen(model: Path, samples: Recipes, written: dict[tuple[str, str], Path]) -> set[tuple[str, str]]:
+def best_files(model: Path, samples: Recipes, written: dict[tuple[str, str], Path]) -> set[tuple[str, str]]:
     """For each target its only file, or the one with the highest SQNR over the samples."""
     def logits(path: Path) -> np.ndarray:
         session = open_session(logits_model(path))
@@ -77,7 +76,7 @@ def target_rows(case: Case, zoo: Path, limit: int = 0) -> list[list[str]]:
             key: write_model(apply_plan(graph, plan), Path(folder) / f"{'_'.join(key)}.onnx")
             for key, plan in plans.items()
         }
-        promised = chosen(model, image_samples(config, graph), written)
+        promised = best_files(model, image_samples(config, graph), written)
         broken = {key: judge(open_records(path), BACKENDS[key[0]]) for key, path in written.items()}
         logits = all_logits(case, config, graph, files, {"float": model, **written})
     same = {key: 100 * agreement(logits["float"], logits[key]) for key in written}
@@ -96,14 +95,7 @@ def target_rows(case: Case, zoo: Path, limit: int = 0) -> list[list[str]]:
 
 def main() -> None:
     """Measure every model that the folder holds and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--zoo", type=Path, required=True, help="folder with models/ and images")
-    parser.add_argument("--images", type=int, default=0, help="validation images; 0: all")
-    parser.add_argument("--only", default="", help="models whose name contains this")
-    options = parser.parse_args()
-    cases = [c for c in CASES if options.only in c.model and (options.zoo / "models" / f"{c.model}.onnx").exists()]
-    if not cases:
-        parser.exit(2, f"bench_targets: {options.zoo} holds none of the benchmark models\n")
+    options, cases = chosen(table_options(__doc__))
     columns = ["model", "target", "method", "with codes", "rules hold", "top-1 %", "agreement %", "SQNR dB", "promise"]
     shown = Table(*columns, title="files for other machines, run by onnxruntime")
     for case in cases:
