@@ -46,6 +46,8 @@ from ptqlit.statistics.moments import (
     ChannelMeans,
     ExactSum,
     add_numpy,
+    channel_sums,
+    count_and_sum,
     sums_kernel,
     sums_numpy,
     unit,
@@ -264,16 +266,44 @@ def test_the_compiled_exact_sum_equals_the_plain_one(x):
     st.randoms(use_true_random=False),
 )
 def test_channel_sums_have_no_order(x, random):
-    step = unit(needed_k(float(np.abs(x).max())), x.shape[0] * x.shape[2])
     order = random.sample(range(x.shape[2]), x.shape[2])
-    sums = sums_numpy(x, step)
-    assert np.array_equal(sums, sums_kernel(x, 1 / step))
-    assert np.array_equal(sums, sums_kernel(np.ascontiguousarray(x[::-1, :, order]), 1 / step))
-    exact = [sum(map(Fraction, x[:, c].ravel().tolist())) for c in range(x.shape[1])]
+    sums, other = sums_numpy(x), np.ascontiguousarray(x[::-1, :, order])
+    assert np.array_equal(sums, sums_kernel(x, x.view(np.int32)))
+    assert np.array_equal(sums, sums_kernel(other, other.view(np.int32)))
     values = x.shape[0] * x.shape[2]
-    assert all(
-        abs(int(s) * Fraction(step) - e) <= values * Fraction(step) / 2 for s, e in zip(sums, exact)
+    for channel, total in enumerate(sums):
+        column = x[:, channel].ravel().tolist()
+        step = Fraction(unit(needed_k(max(map(abs, column))), values))
+        exact = sum(map(Fraction, column))
+        rounded = Fraction(abs(total)) / 2**52  # once, to float64
+        assert abs(Fraction(total) - exact) <= values * step / 2 + rounded
+
+
+@properties(30)
+@given(
+    arrays.arrays(np.float32, (1, 7, 1500), elements=st.floats(width=32)),
+    st.sampled_from([1, 2, -1, 0]),
+)
+def test_one_pass_counts_and_adds_like_two(x, axis):
+    counts, sums = count_and_sum(x, axis)
+    alone = count_numba(x)
+    assert np.array_equal(counts.bins, alone.bins) and counts.window == alone.window
+    assert (counts.k, counts.lo, counts.hi) == (alone.k, alone.lo, alone.hi)
+    assert (counts.zeros, counts.nans, counts.infinities) == (
+        alone.zeros,
+        alone.nans,
+        alone.infinities,
     )
+    assert np.array_equal(sums, channel_sums(x, axis))
+
+
+@properties()
+@given(arrays.arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32)))
+def test_nothing_lies_outside_the_window(x):
+    counts = count_numba(x)
+    first, end = counts.window
+    outside = np.r_[counts.bins[:first], counts.bins[end:]]
+    assert not outside.any() and (first == end or (counts.bins[first] and counts.bins[end - 1]))
 
 
 @properties(30)

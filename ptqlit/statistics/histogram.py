@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 # %% auto #0
-__all__ = ['SIDE', 'BITS', 'SMALLEST_K', 'BLOCK', 'SIZE', 'LARGEST_FINITE', 'needed_k', 'bins_of', 'grow', 'Counts',
-           'count_numpy', 'ordinal', 'scan_block', 'place_block', 'count_block', 'grow_counters', 'add_up',
-           'finite_values', 'count_kernel', 'count_numba', 'float_of', 'Histogram', 'add_bins', 'bin_of_place',
+__all__ = ['SIDE', 'BITS', 'SMALLEST_K', 'BLOCK', 'SIZE', 'LARGEST_FINITE', 'FOUND', 'K', 'LOW', 'HIGH', 'ZEROS', 'NANS',
+           'INFINITIES', 'needed_k', 'bins_of', 'grow', 'Counts', 'count_numpy', 'ordinal', 'scan_block', 'prefetch',
+           'place_block', 'count_block', 'grow_counters', 'add_up', 'finite_values', 'no_counts', 'take_block',
+           'count_kernel', 'count_numba', 'counts_of', 'float_of', 'Histogram', 'add_bins', 'bin_of_place',
            'bin_before', 'edge', 'value_at', 'occupied']
 
 # %% ../../nbs/statistics/00_histogram.ipynb #55103d1c
@@ -63,6 +67,14 @@ class Counts:
         "Number of finite values."
         return int(self.bins.sum())
 
+    @property
+    def window(self) -> tuple[int, int]:
+        "The first index of `bins` that holds a value, and the first one behind the last."
+        if self.lo > self.hi:
+            return 0, 0
+        scale = 2.0 ** (BITS - self.k)
+        return math.floor(self.lo * scale) + SIDE, math.floor(self.hi * scale) + SIDE + 1
+
 
 def count_numpy(x: np.ndarray) -> Counts:
     "Count the float32 values of one array."
@@ -101,26 +113,45 @@ def scan_block(bits):
         return low, high, np.int32(0), zeros
     return low, high, max(ordinal(low) & SIZE, ordinal(high) & SIZE), zeros
 
+# %% ../../nbs/statistics/00_histogram.ipynb #29583331
+@intrinsic
+def prefetch(context, array, index):
+    "Ask for the cache line of `array[index]`, which may lie beyond the end."
+
+    def instruction(target, builder, signature, arguments):
+        data = target.make_array(signature.args[0])(target, builder, arguments[0]).data
+        address, number = builder.gep(data, [arguments[1]]), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(function, [address, number(0), number(3), number(1)])  # read, keep, data
+        return target.get_dummy_value()
+
+    return types.void(array, types.intp), instruction
+
 # %% ../../nbs/statistics/00_histogram.ipynb #8b4c3f79
 @numba.njit(nogil=True, cache=True)
 def place_block(x, scale, places):
     "The place (bin + 4096) of every value of a block."
-    for i in range(x.size):
-        place = np.int32(np.floor(x[i] * scale))
-        place = np.int32(place - np.int32((x[i] < 0) & (place == 0)))  # no choice to be made
-        places[i] = np.uint16(np.int32(place + np.int32(SIDE)))
+    if scale >= 1:
+        for i in range(x.size):
+            places[i] = np.uint16(np.int32(np.int32(np.floor(x[i] * scale)) + np.int32(SIDE)))
+    else:
+        for i in range(x.size):
+            place = np.int32(np.floor(x[i] * scale))
+            place = np.int32(place - np.int32((x[i] < 0) & (place == 0)))  # no choice to be made
+            places[i] = np.uint16(np.int32(place + np.int32(SIDE)))
 
 
 @numba.njit(nogil=True, cache=True)
-def count_block(places, counters):
-    "Count a block's places into the counters (bins, 4) of their bins, which take turns."
-    one, fours = np.uint32(1), places.size // 4
-    for i in range(fours):
-        counters[places[4 * i], 0] += one
-        counters[places[4 * i + 1], 1] += one
-        counters[places[4 * i + 2], 2] += one
-        counters[places[4 * i + 3], 3] += one
-    for i in range(4 * fours, places.size):
+def count_block(places, counters, x, ahead):
+    "Count a block's places into the counters (bins, 2) of their bins, while x from `ahead` on is fetched."
+    one, lines = np.uint32(1), places.size // 16
+    for line in range(lines):
+        prefetch(x, ahead + 16 * line)
+        for i in range(8 * line, 8 * line + 8):
+            counters[places[2 * i], 0] += one
+            counters[places[2 * i + 1], 1] += one
+    for i in range(16 * lines, places.size):
         counters[places[i], 0] += one
 
 
@@ -131,19 +162,22 @@ def grow_counters(counters, steps):
     counters[:] = 0
     for index in range(len(old)):
         place = ((index - SIDE) >> min(steps, BITS + 1)) + SIDE
-        for turn in range(4):
+        for turn in range(2):
             counters[place, turn] += old[index, turn]
 
 
 @numba.njit(nogil=True, cache=True)
 def add_up(counters):
-    "The counters of each bin together, as int64."
-    bins = np.empty(2 * SIDE, np.int64)
+    "The two counters of each bin together, as int64."
+    bins, both = np.empty(2 * SIDE, np.int64), counters.view(np.uint64)
     for i in range(bins.size):
-        bins[i] = np.int64(counters[i, 0]) + counters[i, 1] + counters[i, 2] + counters[i, 3]
+        bins[i] = np.int64((both[i, 0] & np.uint64(0xFFFFFFFF)) + (both[i, 0] >> np.uint64(32)))
     return bins
 
 # %% ../../nbs/statistics/00_histogram.ipynb #f6054e65
+FOUND = K, LOW, HIGH, ZEROS, NANS, INFINITIES = range(6)  # LOW and HIGH as ordered whole numbers
+
+
 @numba.njit(nogil=True, cache=True)
 def finite_values(x, bits):
     "The finite values of a block, and the numbers of NaNs and infinities."
@@ -159,33 +193,52 @@ def finite_values(x, bits):
     return kept[:count], nans, infinities
 
 
+@numba.njit(nogil=True)  # kept on disk as part of the kernels that call it
+def no_counts():
+    "Counters, room for the places of a block, and what is found: see `FOUND`."
+    found = np.array([SMALLEST_K, SIZE, -0x80000000, 0, 0, 0], np.int64)
+    return np.zeros((2 * SIDE, 2), np.uint32), np.empty(BLOCK, np.uint16), found
+
+
+@numba.njit(nogil=True, cache=True)
+def take_block(x, bits, start, counters, places, found):
+    "Add the block from `start` on to the counters and to what is found."
+    block, bits = x[start : start + BLOCK], bits[start : start + BLOCK]
+    low, high, largest, zeros = scan_block(bits)
+    if largest > LARGEST_FINITE:
+        block, nans, infinities = finite_values(block, bits)
+        low, high, largest, zeros = scan_block(block.view(np.int32))
+        found[NANS] += nans
+        found[INFINITIES] += infinities
+    needed = max((largest >> 23) - 126, SMALLEST_K)
+    if needed > found[K]:
+        if found[LOW] <= found[HIGH]:  # before the first value there is nothing to add up
+            grow_counters(counters, needed - found[K])
+        found[K] = needed
+    found[LOW], found[HIGH] = min(found[LOW], low), max(found[HIGH], high)
+    found[ZEROS] += zeros
+    place_block(block, np.float32(2.0 ** (BITS - found[K])), places)
+    count_block(places[: block.size], counters, x, start + BLOCK)
+
+
 @numba.njit(nogil=True, cache=True)
 def count_kernel(x, bits):
-    "Count a flat array: bins, k, smallest, largest (ordered), zeros, nans, infinities."
-    k, low, high, zeros, nans, infinities = SMALLEST_K, SIZE, np.int32(-0x80000000), 0, 0, 0
-    counters, places = np.zeros((2 * SIDE, 4), np.uint32), np.empty(BLOCK, np.uint16)
+    "Count a flat array: its bins, and what is found."
+    counters, places, found = no_counts()
     for start in range(0, x.size, BLOCK):
-        block, block_bits = x[start : start + BLOCK], bits[start : start + BLOCK]
-        lo, hi, largest, none = scan_block(block_bits)
-        if largest > LARGEST_FINITE:
-            block, more_nans, more_infinities = finite_values(block, block_bits)
-            lo, hi, largest, none = scan_block(block.view(np.int32))
-            nans, infinities = nans + more_nans, infinities + more_infinities
-        low, high, zeros = min(low, lo), max(high, hi), zeros + none
-        needed = max((largest >> 23) - 126, SMALLEST_K)
-        if needed > k:
-            if start > 0:  # before the first block there is nothing to add up
-                grow_counters(counters, needed - k)
-            k = needed
-        place_block(block, np.float32(2.0 ** (BITS - k)), places)
-        count_block(places[: block.size], counters)
-    return add_up(counters), k, low, high, zeros, nans, infinities
+        take_block(x, bits, start, counters, places, found)
+    return add_up(counters), found
 
 # %% ../../nbs/statistics/00_histogram.ipynb #90ce9732
 def count_numba(x: np.ndarray) -> Counts:
     "Count the float32 values of one array."
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-    bins, k, low, high, *numbers = count_kernel(flat, flat.view(np.int32))
+    return counts_of(*count_kernel(flat, flat.view(np.int32)))
+
+
+def counts_of(bins: np.ndarray, found: np.ndarray) -> Counts:
+    "What a kernel has found, as `Counts`."
+    k, low, high, *numbers = found.tolist()
     if low > high:  # nothing finite
         return Counts(k, bins, math.inf, -math.inf, *numbers)
     return Counts(k, bins, float_of(low), float_of(high), *numbers)
@@ -212,7 +265,7 @@ class Histogram:
         mine = self.counts
         if other.k > mine.k:
             mine.bins, mine.k = grow(mine.bins, other.k - mine.k), other.k
-        add_bins(mine.bins, other.bins, mine.k - other.k)
+        add_bins(mine.bins, other.bins, mine.k - other.k, *other.window)
         mine.lo, mine.hi = min(mine.lo, other.lo), max(mine.hi, other.hi)
         mine.zeros += other.zeros
         mine.nans += other.nans
@@ -226,13 +279,9 @@ class Histogram:
 
 
 @numba.njit(nogil=True, cache=True)
-def add_bins(total, bins, steps):
-    "Add bins to a total, in place, whose range is 2**steps times as wide."
-    first, last, steps = 0, bins.size, min(steps, BITS + 1)
-    while first < last and bins[first] == 0:
-        first += 1
-    while last > first and bins[last - 1] == 0:
-        last -= 1
+def add_bins(total, bins, steps, first, last):
+    "Add bins first .. last - 1 to a total, in place, whose range is 2**steps times as wide."
+    steps = min(steps, BITS + 1)
     if steps == 0:
         for place in range(first, last):  # several at a time, without a temporary array
             total[place] += bins[place]

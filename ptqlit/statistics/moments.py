@@ -10,11 +10,24 @@ import math
 import numba
 import numpy as np
 
-from .histogram import Counts, count_numba
+from ptqlit.statistics.histogram import (
+    BLOCK,
+    LARGEST_FINITE,
+    SIZE,
+    SMALLEST_K,
+    Counts,
+    add_up,
+    count_numba,
+    counts_of,
+    needed_k,
+    no_counts,
+    take_block,
+)
 
 # %% auto #0
 __all__ = ['LIMB', 'LIMBS', 'LOWEST', 'MASK', 'split', 'add_numpy', 'add_kernel', 'ExactSum', 'whole_numbers', 'unit',
-           'sums_numpy', 'sums_kernel', 'ChannelMeans']
+           'sums_numpy', 'largest_kernel', 'scales_kernel', 'wholes_kernel', 'sums_kernel', 'by_channel',
+           'channel_sums', 'count_and_sum_kernel', 'count_and_sum', 'ChannelMeans']
 
 # %% ../../nbs/statistics/01_moments.ipynb #e4cadff7
 LIMB = 32  # bits of a limb
@@ -109,28 +122,114 @@ def unit(k: int, values: int) -> float:
     return 2.0 ** (k + values.bit_length() - 62)
 
 
-def sums_numpy(x: np.ndarray, unit: float) -> np.ndarray:
-    "int64 (channels,): sums over finite x (outer, channels, inner), in units. This is the definition."
-    return np.rint(x.astype(np.float64) / unit).astype(np.int64).sum(axis=(0, 2))
+def sums_numpy(x: np.ndarray) -> np.ndarray:
+    "float64 (channels,): sums over finite x (outer, channels, inner). This is the definition."
+    largest, values = np.abs(x).max(axis=(0, 2), initial=0), x.shape[0] * x.shape[2]
+    units = np.array([unit(needed_k(float(size)), values) for size in largest])
+    wholes = np.rint(x.astype(np.float64) / units[:, None]).astype(np.int64)
+    return wholes.sum(axis=(0, 2)) * units
 
 
 @numba.njit(nogil=True, cache=True)
-def sums_kernel(x, scale):
-    "The same in one pass; `scale` is 1 / unit."
+def largest_kernel(bits):
+    "The bits (channels,) of the largest size in each channel of bits (outer, channels, inner)."
+    largest = np.zeros(bits.shape[1], np.int32)
+    for outer in range(bits.shape[0]):
+        if bits.shape[2] == 1:  # channels lie side by side
+            for channel in range(largest.size):
+                largest[channel] = max(largest[channel], bits[outer, channel, 0] & SIZE)
+            continue
+        for channel in range(largest.size):
+            row, top = bits[outer, channel], largest[channel]
+            for i in range(row.size):
+                top = max(top, np.int32(row[i] & SIZE))
+            largest[channel] = top
+    return largest
+
+
+@numba.njit(nogil=True, cache=True)
+def scales_kernel(largest, values):
+    "1 / unit (channels,), from the bits of the largest sizes."
+    bits = 0
+    while values >> bits:
+        bits += 1
+    scales = np.empty(largest.size)
+    for channel in range(scales.size):
+        k = max((largest[channel] >> 23) - 126, SMALLEST_K)
+        scales[channel] = math.ldexp(1.0, 62 - bits - k)
+    return scales
+
+
+@numba.njit(nogil=True, cache=True)
+def wholes_kernel(x, scales):
+    "The sums in units: int64 (channels,)."
     sums = np.zeros(x.shape[1], np.int64)
     for outer in range(x.shape[0]):
-        if x.shape[2] == 1:  # channels lie side by side
+        if x.shape[2] == 1:
             for channel in range(sums.size):
-                sums[channel] += np.int64(np.rint(x[outer, channel, 0] * scale))
+                sums[channel] += np.int64(np.rint(x[outer, channel, 0] * scales[channel]))
             continue
         for channel in range(sums.size):
-            row, total = x[outer, channel], np.int64(0)
+            row, total, scale = x[outer, channel], np.int64(0), scales[channel]
             for i in range(row.size):
                 total += np.int64(np.rint(row[i] * scale))
             sums[channel] += total
     return sums
 
+
+@numba.njit(nogil=True, cache=True)
+def sums_kernel(x, bits):
+    "The same as `sums_numpy`, from x and its bits."
+    scales = scales_kernel(largest_kernel(bits), x.shape[0] * x.shape[2])
+    return wholes_kernel(x, scales) / scales
+
 # %% ../../nbs/statistics/01_moments.ipynb #05768d18
+def by_channel(x: np.ndarray, axis: int) -> np.ndarray:
+    "An array of at least one value as float32 (outer, channels, inner)."
+    axis %= x.ndim
+    flat = np.ascontiguousarray(x, np.float32)
+    return flat.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
+
+
+def channel_sums(x: np.ndarray, axis: int) -> np.ndarray:
+    "float64 (channels,): sums along an axis; values that are not finite count as 0."
+    flat = by_channel(x, axis)
+    if largest_kernel(flat.view(np.int32)).max() > LARGEST_FINITE:
+        flat = np.where(np.isfinite(flat), flat, np.float32(0))
+    return sums_kernel(flat, flat.view(np.int32))
+
+# %% ../../nbs/statistics/01_moments.ipynb #d8b2156e
+@numba.njit(nogil=True, cache=True)
+def count_and_sum_kernel(x, bits, channels):
+    "Bins, what is found, and sums (channels,) of a flat array whose channels lie one after another."
+    (counters, places, found), sums = no_counts(), np.empty(channels)
+    inner, done = x.size // channels, 0
+    for start in range(0, x.size, BLOCK):
+        end = min(start + BLOCK, x.size)
+        take_block(x, bits, start, counters, places, found)
+        if end // inner > done:
+            values, shape = (
+                slice(done * inner, end // inner * inner),
+                (1, end // inner - done, inner),
+            )
+            sums[done : end // inner] = sums_kernel(
+                x[values].reshape(shape), bits[values].reshape(shape)
+            )
+            done = end // inner
+    return add_up(counters), found, sums
+
+
+def count_and_sum(x: np.ndarray, axis: int) -> tuple[Counts, np.ndarray]:
+    "The counts of an array of at least one value, and its channel sums along an axis."
+    flat = by_channel(x, axis)
+    if flat.shape[0] > 1:
+        return count_numba(flat), channel_sums(x, axis)
+    line = flat.reshape(-1)
+    bins, found, sums = count_and_sum_kernel(line, line.view(np.int32), flat.shape[1])
+    counts = counts_of(bins, found)
+    return counts, channel_sums(x, axis) if counts.nans + counts.infinities else sums
+
+# %% ../../nbs/statistics/01_moments.ipynb #f32b1211
 class ChannelMeans:
     "Means along one axis of a stream of arrays; values that are not finite count as 0."
 
@@ -139,20 +238,14 @@ class ChannelMeans:
         self.sums: ExactSum | None = None  # made when the number of channels is known
         self.count = 0  # values a channel
 
-    def update(self, x: np.ndarray, counts: Counts | None = None) -> None:
-        "Add one array; `counts` are its counts, if somebody has made them already."
+    def update(self, x: np.ndarray, sums: np.ndarray | None = None) -> None:
+        "Add one array; `sums` are its channel sums, if somebody has made them already."
         if x.size == 0:
             return
-        counts = counts or count_numba(x)
-        if counts.nans + counts.infinities:
-            x = np.where(np.isfinite(x), x, np.float32(0))
-        axis = self.axis % x.ndim
-        channels = x.shape[axis]
-        flat = np.ascontiguousarray(x, np.float32).reshape(math.prod(x.shape[:axis]), channels, -1)
-        step = unit(counts.k, x.size // channels)
-        self.sums = self.sums or ExactSum(channels)
-        self.sums.update(sums_kernel(flat, 1 / step) * step)
-        self.count += x.size // channels
+        sums = channel_sums(x, self.axis) if sums is None else sums
+        self.sums = self.sums or ExactSum(sums.size)
+        self.sums.update(sums)
+        self.count += x.size // sums.size
 
     def merge(self, other: ChannelMeans) -> ChannelMeans:
         "Add everything another accumulator has seen."

@@ -18,8 +18,15 @@ from ..errors import InputError
 from ..model.graph import Graph, layer_of
 from ..model.runtime import activations, calibration_session
 from ..samples.stream import Samples, shared
-from .histogram import Counts, Histogram, bin_before, bin_of_place, edge
-from .moments import ChannelMeans, ExactSum
+from ptqlit.statistics.histogram import (
+    Counts,
+    Histogram,
+    bin_before,
+    bin_of_place,
+    count_numba,
+    edge,
+)
+from .moments import ChannelMeans, ExactSum, count_and_sum
 
 # %% auto #0
 __all__ = ['OUTER', 'Counter', 'outer_values', 'TensorStatistics', 'Statistics', 'channel_axes', 'empty_statistics',
@@ -33,8 +40,10 @@ def outer_values(counts: Counts, size: int | None = None) -> np.ndarray:
     "float64 (2,): the two outer values of a sample with `size` finite values, to within one bin."
     size = counts.total if size is None else size
     low, high = (min(int(part * np.float32(size)), size - 1) for part in OUTER)
-    last = bin_before(counts.bins, size - 1 - high)
-    return np.array([edge(counts, bin_of_place(counts.bins, low)), edge(counts, last + 1)])
+    first, end = counts.window
+    occupied = counts.bins[first:end]
+    ends = bin_of_place(occupied, low), bin_before(occupied, size - 1 - high) + 1
+    return np.array([edge(counts, first + index) for index in ends])
 
 # %% ../../nbs/statistics/02_observe.ipynb #863f2758
 @dataclass
@@ -60,14 +69,18 @@ class TensorStatistics:
 
     def update(self, x: np.ndarray, counts: Counts | None = None) -> None:
         "Add the tensor of one sample; `counts` are its counts, if somebody has made them already."
-        counts = self.histogram.update(x) if counts is None else self.histogram.add(counts)
+        sums: dict[int, np.ndarray] = {}
+        if counts is None and self.means and x.size:
+            first = next(iter(self.means))
+            counts, sums[first] = count_and_sum(x, first)
+        counts = self.histogram.add(counts or count_numba(x))
         self.odd_samples += counts.nans + counts.infinities > 0
         size = x.size - counts.nans - counts.infinities
         if size:
             self.outer.update(outer_values(counts, size))
             self.rounds += 1
-        for means in self.means.values():
-            means.update(x, counts)
+        for axis, means in self.means.items():
+            means.update(x, sums.get(axis))
 
     def merge(self, other: TensorStatistics) -> None:
         "Add what another worker saw."
