@@ -21,43 +21,45 @@ from ..errors import FILE_FAILED, InputError
 from ..model.graph import Graph, constant, only_user
 from ..model.plan import Plan
 from ..model.runtime import Session, open_session
-from ..statistics.histogram import BLOCK, LARGEST_FINITE, SIZE, ordinal, scan_block
+from ..statistics.histogram import BITS, BLOCK, SIDE, count_numba
 from ..storage.apply import scale_channels
 from ..storage.pairs import constant_codes
 from ..storage.weights import restored, widened
 
 # %% auto #0
-__all__ = ['POLL', 'PARTS', 'FREE_ORDER', 'SMALL', 'NOTHING', 'SUPPORTED', 'INPUT', 'OUTPUT', 'Pair', 'COLUMNS', 'bracket_ends',
-           'brackets', 'sums_around', 'count_above', 'mark_inside', 'keep_marked', 'read_once', 'Reading',
-           'place_value', 'bracket_quartiles', 'quartiles', 'float_of', 'read', 'Summary', 'plain_summary', 'summarize',
-           'Codes', 'count_bytes', 'count_codes', 'pair_sums', 'coded_sums', 'Match', 'match', 'Place', 'behind_codes',
-           'Twins', 'places_of', 'watching', 'Source', 'source_of', 'constant_values', 'planned_constant', 'Line',
-           'comparison', 'lines_of', 'csv_form', 'csv_line', 'Round', 'SideBySide']
+__all__ = ['PARTS', 'FREE_ORDER', 'NOTHING', 'SUPPORTED', 'INPUT', 'OUTPUT', 'Pair', 'COLUMNS', 'quartile_bins', 'bin_ends',
+           'sums_around', 'mark_inside', 'keep_marked', 'read_again', 'quartiles_of', 'Summary', 'read',
+           'plain_summary', 'summarize', 'Codes', 'count_bytes', 'count_codes', 'pair_sums', 'coded_sums', 'Match',
+           'match', 'Place', 'behind_codes', 'Twins', 'places_of', 'watching', 'Source', 'source_of', 'constant_values',
+           'planned_constant', 'Line', 'comparison', 'lines_of', 'csv_form', 'csv_line', 'Round', 'SideBySide']
 
 # %% ../../nbs/reports/01_distribution.ipynb #158c09a8
-POLL = 8192  # values of a large tensor that are sorted to find the brackets
 PARTS = (0.25, 0.5, 0.75)
 
 
 @numba.njit(nogil=True, cache=True)
-def bracket_ends(poll, wide):
-    "float32 (6,): three intervals, open below and closed above, for the quartiles; from a sorted poll."
-    ends, last = np.empty(6, np.float32), poll.size - 1
-    for j in range(3):
-        width = wide * math.sqrt(PARTS[j] * (1 - PARTS[j]) / poll.size) + 1 / poll.size
-        low, high = round((PARTS[j] - width) * last), round((PARTS[j] + width) * last)
-        low, high = poll[max(low, 0)], poll[min(high, last)]
-        ends[2 * j] = low if low == 0 else np.nextafter(low, np.float32(-np.inf))
-        ends[2 * j + 1] = high
-    for j in range(1, 6):  # brackets that overlap are cut
-        ends[j] = max(ends[j], ends[j - 1])
+def quartile_bins(bins, first, end, size):
+    "int64 (6, 2): index of the bin, and place in it, of the two values around each quartile."
+    found, index, seen = np.empty((6, 2), np.int64), first, 0
+    for j in range(6):
+        place = min(int(PARTS[j // 2] * (size - 1)) + j % 2, size - 1)
+        if place < seen:  # a step back, in arrays of a few values
+            index, seen = first, 0
+        while index < end and seen + bins[index] <= place:
+            seen += bins[index]
+            index += 1
+        found[j] = index, place - seen
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def bin_ends(found, width):
+    "float32 (6,): three intervals, closed below and open above, that hold the bins found."
+    ends = np.empty(6, np.float32)
+    for j in range(6):
+        end = np.float32((found[j, 0] + j % 2 - SIDE) * width)
+        ends[j] = max(end, ends[j - 1]) if j else end  # intervals that overlap are cut
     return ends
-
-
-def brackets(x: np.ndarray, wide: float = 1.5) -> tuple[np.ndarray, float]:
-    "The brackets of a flat float32 array, and a value near its mean."
-    poll = np.sort(x[:: x.size // min(POLL, x.size // 16) | 1])
-    return bracket_ends(poll, wide), float(poll[:: len(poll) // 64 | 1].mean(dtype=np.float64))
 
 # %% ../../nbs/reports/01_distribution.ipynb #0ef9eccf
 FREE_ORDER = {"reassoc", "contract"}  # sums may be made in several lanes
@@ -75,23 +77,13 @@ def sums_around(block, middle):
 
 
 @numba.njit(nogil=True, cache=True)
-def count_above(block, pivot):
-    "How many values are larger than `pivot`."
-    found = np.int32(0)
-    for i in range(block.size):
-        found += np.int32(block[i] > pivot)
-    return found
-
-
-@numba.njit(nogil=True, cache=True)
 def mark_inside(block, ends, marks):
-    "1 for each value inside one of three brackets: it is above an odd number of their ends."
+    "1 for each value but 0 in one of three intervals: an odd number of ends is not above it."
     a, b, c, d, e, f = ends[0], ends[1], ends[2], ends[3], ends[4], ends[5]
-    one = np.uint8(1)
     for i in range(block.size):
         x = block[i]
-        first, other = np.uint8(x > a) + np.uint8(x > b), np.uint8(x > c) + np.uint8(x > d)
-        marks[i] = (first + other + np.uint8(x > e) + np.uint8(x > f)) & one
+        first, other = np.uint8(x >= a) + np.uint8(x >= b), np.uint8(x >= c) + np.uint8(x >= d)
+        marks[i] = (first + other + np.uint8(x >= e) + np.uint8(x >= f)) & np.uint8(x != 0)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -106,110 +98,37 @@ def keep_marked(block, marks, words, out, count):
 
 # %% ../../nbs/reports/01_distribution.ipynb #c5ac2355
 @numba.njit(nogil=True, cache=True)
-def read_once(x, bits, ends, middle, above, out):
-    "Lowest, highest, largest size (as ordered whole numbers), zeros, two sums, and the number of values kept."
-    low, high, largest, zeros = SIZE, np.int32(-0x80000000), np.int32(0), 0
+def read_again(x, found, width, out):
+    "Mean, deviation, and how many values of the bins found went to `out`."
+    ends, middle = bin_ends(found, width), (found[2, 0] - SIDE) * width
     first, second, kept = 0.0, 0.0, 0
     marks = np.zeros(BLOCK, np.uint8)
     words = marks.view(np.uint64)
     for start in range(0, x.size, BLOCK):
         block = x[start : start + BLOCK]
-        lo, hi, size, none = scan_block(bits[start : start + BLOCK])
-        low, high, largest, zeros = min(low, lo), max(high, hi), max(largest, size), zeros + none
         one, two = sums_around(block, middle)
         first, second = first + one, second + two
-        if out.size > 1:
-            for j in range(3):
-                above[j] += count_above(block, ends[2 * j])
-            mark_inside(block, ends, marks)
-            marks[block.size :] = 0
-            kept = keep_marked(block, marks, words, out, kept)
-    return low, high, largest, zeros, first, second, kept
-
-# %% ../../nbs/reports/01_distribution.ipynb #f13ac966
-SMALL = 4096  # values; up to here the whole tensor is sorted
-
-
-@dataclass(frozen=True)
-class Reading:
-    "What one reading of a flat, finite float32 array gives."
-
-    low: float
-    high: float
-    zeros: int
-    mean: float
-    deviation: float
-    ends: np.ndarray  # of the brackets, (6,); empty for small arrays
-    above: np.ndarray  # (3,): how many values are larger than the lower end of each
-    kept: np.ndarray  # the values inside the brackets, sorted
+        mark_inside(block, ends, marks)
+        marks[block.size :] = 0
+        kept = keep_marked(block, marks, words, out, kept)
+    off = first / x.size
+    return middle + off, math.sqrt(max(second / x.size - off * off, 0.0)), kept
 
 
 @numba.njit(nogil=True, cache=True)
-def place_value(place, size, kept, ends, above, zeros):
-    "The value at a place of the sorted values; NaN where the brackets miss it."
-    start = 0
-    for j in range(3):
-        rank = place - (size - above[j])  # in the order of the values above the lower end
-        if ends[2 * j] == 0 and -zeros <= rank < 0:
-            return 0.0
-        start = np.searchsorted(kept, ends[2 * j], side="right")
-        stop = np.searchsorted(kept, ends[2 * j + 1], side="right")
-        if 0 <= rank < stop - start:
-            return np.float64(kept[start + rank])
-    return np.nan
-
-
-@numba.njit(nogil=True, cache=True)
-def bracket_quartiles(size, kept, ends, above, zeros):
-    "float64 (3,): true quartiles, as `np.quantile` has them; NaN where the brackets miss one."
-    found = np.empty(3)
+def quartiles_of(kept, found, width, zeros, size):
+    "float64 (3,): true quartiles, as `np.quantile` has them, from the sorted values of their bins."
+    values, parts = np.empty(6), np.empty(3)
+    for j in range(6):
+        index, place = found[j]
+        place -= zeros if index == SIDE else 0
+        start = np.searchsorted(kept, np.float32((index - SIDE) * width))
+        values[j] = kept[start + place] if place >= 0 else 0.0
     for j in range(3):
         position = PARTS[j] * (size - 1)
-        below = int(position)
-        low = place_value(below, size, kept, ends, above, zeros)
-        high = place_value(min(below + 1, size - 1), size, kept, ends, above, zeros)
-        found[j] = low + (high - low) * (position - below)
-    return found
-
-
-def quartiles(x: np.ndarray, reading: Reading) -> np.ndarray:
-    "float64 (3,): the true quartiles of a flat, finite float32 array."
-    for found in (reading, None):  # None: the poll was wrong
-        if x.size > SMALL:
-            r = found or read(x, 6.0)
-            parts = bracket_quartiles(x.size, r.kept, r.ends, r.above, r.zeros)
-            if not np.isnan(parts).any():
-                return parts
-    everything, none = np.float32([-np.inf, np.inf] * 3), np.full(3, x.size)
-    return bracket_quartiles(x.size, np.sort(x), everything, none, 0)
-
-# %% ../../nbs/reports/01_distribution.ipynb #1139b1cb
-@numba.njit(nogil=True, cache=True)
-def float_of(place):
-    "The float of an ordered whole number; -0.0 becomes 0.0."
-    edge = np.empty(1, np.int32)
-    edge[0] = ordinal(np.int32(place))
-    return np.float64(edge.view(np.float32)[0]) + 0.0
-
-
-def read(x: np.ndarray, wide: float = 1.5) -> Reading | None:
-    "One reading of a flat float32 array; None where it holds NaN or infinite values."
-    ends, middle, room = np.zeros(0, np.float32), float(x[0]), 1
-    if x.size > SMALL:
-        ends, middle = brackets(x, wide)
-        room = x.size + 1
-    above, out = np.zeros(3, np.int64), np.empty(room, np.float32)
-    if not math.isfinite(middle):
-        return None
-    low, high, largest, zeros, first, second, kept = read_once(
-        x, x.view(np.int32), ends, middle, above, out
-    )
-    if largest > LARGEST_FINITE:
-        return None
-    off = first / x.size
-    deviation = math.sqrt(max(second / x.size - off * off, 0.0))
-    lo, hi = float_of(low), float_of(high)
-    return Reading(lo, hi, zeros, middle + off, deviation, ends, above, np.sort(out[:kept]))
+        low, high = values[2 * j], values[2 * j + 1]
+        parts[j] = low + (high - low) * (position - int(position))
+    return parts
 
 # %% ../../nbs/reports/01_distribution.ipynb #34ecf80c
 @dataclass(frozen=True)
@@ -226,6 +145,19 @@ class Summary:
     sparsity: float  # share of zeros
     finite: bool = True
 
+# %% ../../nbs/reports/01_distribution.ipynb #1139b1cb
+def read(x: np.ndarray) -> Summary | None:
+    "The summary of a flat float32 array; None where it holds NaN or infinite values."
+    counts = count_numba(x)
+    if counts.nans + counts.infinities:
+        return None
+    width = 2.0 ** (counts.k - BITS)
+    found = quartile_bins(counts.bins, *counts.window, x.size)
+    out = np.empty(min(counts.bins[found[:, 0]].sum(), x.size) + 1, np.float32)
+    mean, deviation, kept = read_again(x, found, width, out)
+    parts = quartiles_of(np.sort(out[:kept]), found, width, counts.zeros, x.size)
+    return Summary(counts.lo, *parts.tolist(), counts.hi, mean, deviation, counts.zeros / x.size)
+
 # %% ../../nbs/reports/01_distribution.ipynb #86a48018
 def plain_summary(x: np.ndarray) -> Summary:
     "The summary of an array of any type, which may hold NaN and infinite values."
@@ -241,10 +173,7 @@ def summarize(x: np.ndarray) -> Summary:
     "The summary of a tensor with at least one value."
     flat = np.ascontiguousarray(x).reshape(-1)
     found = read(flat) if x.dtype == np.float32 else None
-    if found is None:
-        return plain_summary(flat)
-    shape = (found.low, *map(float, quartiles(flat, found)), found.high, found.mean)
-    return Summary(*shape, found.deviation, found.zeros / flat.size)
+    return plain_summary(flat) if found is None else found
 
 # %% ../../nbs/reports/01_distribution.ipynb #c469369e
 @dataclass(frozen=True)
