@@ -22,7 +22,7 @@ from ptqlit.backends.cpu import CPU
 from ptqlit.calibrators.max_min import max_min
 from ptqlit.model.graph import prepare
 from ptqlit.model.runtime import open_session
-from ptqlit.reports.distribution import Codes, SideBySide, match, summarize
+from ptqlit.reports.distribution import Codes, SideBySide, comparison, summarize
 from ptqlit.quantizers.equalization import equalize
 from ptqlit.quantizers.full import full_plan
 from ptqlit.reports.folder import first_costs, write_reports
@@ -177,7 +177,7 @@ def test_check_values_of_the_specification():
     assert (found.q1, found.median, found.q3) == (2.75, 4.5, 6.25)
     assert f"{found.deviation:.6f}" == "2.291288"
     origin, other = np.float32([-2, -1, 0, 1, 2, 3]), np.float32([-1, -1, 0, 1, 2, 2])
-    alike = match(origin, other, (-1, 2))
+    alike = comparison((origin, other))[2]
     assert (f"{alike.clip:.6f}", f"{alike.cosine:.6f}") == ("0.333333", "0.968400")
 
 
@@ -220,7 +220,7 @@ def test_tensors_that_are_not_finite_are_shown():
         x = np.float32([1, 2, odd, 0])
         found = summarize(x)
         assert not found.finite and found.sparsity == 0.25
-        assert match(x, x, (0, 2), found.finite).cosine == 0
+        assert comparison((x, x))[2].cosine == 0
 
 
 # ---------------------------------------------------------------- modes and folders

@@ -27,11 +27,12 @@ from ..storage.pairs import constant_codes
 from ..storage.weights import restored, widened
 
 # %% auto #0
-__all__ = ['PARTS', 'FREE_ORDER', 'NOTHING', 'SUPPORTED', 'INPUT', 'OUTPUT', 'Pair', 'COLUMNS', 'quartile_bins', 'bin_ends',
-           'sums_around', 'mark_inside', 'keep_marked', 'read_again', 'quartiles_of', 'Summary', 'read',
-           'plain_summary', 'summarize', 'Codes', 'count_bytes', 'count_codes', 'pair_sums', 'coded_sums', 'Match',
-           'match', 'Place', 'behind_codes', 'Twins', 'places_of', 'watching', 'Source', 'source_of', 'constant_values',
-           'planned_constant', 'Line', 'comparison', 'lines_of', 'csv_form', 'csv_line', 'Round', 'SideBySide']
+__all__ = ['PARTS', 'FREE_ORDER', 'NO_TWIN', 'NOTHING', 'Pair', 'SUPPORTED', 'INPUT', 'OUTPUT', 'COLUMNS', 'quartile_bins',
+           'bin_ends', 'sums_around', 'place_floats', 'noise_of', 'count_outside', 'mark_inside', 'keep_marked',
+           'read_again', 'quartiles_of', 'Summary', 'read', 'plain_summary', 'summarize', 'Codes', 'count_bytes',
+           'count_codes', 'Match', 'cosine_of', 'comparison', 'match', 'Place', 'behind_codes', 'Twins', 'places_of',
+           'watching', 'Source', 'source_of', 'constant_values', 'planned_constant', 'Line', 'lines_of', 'csv_form',
+           'csv_line', 'Round', 'SideBySide']
 
 # %% ../../nbs/reports/01_distribution.ipynb #158c09a8
 PARTS = (0.25, 0.5, 0.75)
@@ -57,8 +58,7 @@ def bin_ends(found, width):
     "float32 (6,): three intervals, closed below and open above, that hold the bins found."
     ends = np.empty(6, np.float32)
     for j in range(6):
-        end = np.float32((found[j, 0] + j % 2 - SIDE) * width)
-        ends[j] = max(end, ends[j - 1]) if j else end  # intervals that overlap are cut
+        ends[j] = (found[j, 0] + j % 2 - SIDE) * width
     return ends
 
 # %% ../../nbs/reports/01_distribution.ipynb #0ef9eccf
@@ -77,42 +77,77 @@ def sums_around(block, middle):
 
 
 @numba.njit(nogil=True, cache=True)
-def mark_inside(block, ends, marks):
-    "1 for each value but 0 in one of three intervals: an odd number of ends is not above it."
-    a, b, c, d, e, f = ends[0], ends[1], ends[2], ends[3], ends[4], ends[5]
+def place_floats(codes, zero_point, scale, out):
+    "What the codes stand for, as a DequantizeLinear has it."
+    for i in range(codes.size):  # all in 32 bits, none wider
+        out[i] = np.float32(np.int32(np.int32(codes[i]) - zero_point)) * scale
+
+
+@numba.njit(nogil=True, cache=True, fastmath=FREE_ORDER)
+def noise_of(f, q):
+    "Sum of the squared differences between two arrays, float64."
+    noise = 0.0
+    for i in range(f.size):
+        difference = np.float64(f[i]) - np.float64(q[i])
+        noise += difference * difference
+    return noise
+
+
+@numba.njit(nogil=True, cache=True)
+def count_outside(block, low, high):
+    "How many values lie outside [low, high]."
+    found = np.int32(0)
     for i in range(block.size):
+        found = np.int32(found + np.int32((block[i] < low) | (block[i] > high)))
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def mark_inside(block, ends, marks):
+    "1 for each value but 0 in one of three intervals, else 0."
+    a, b, c, d, e, f = ends[0], ends[1], ends[2], ends[3], ends[4], ends[5]
+    for i in range(block.size):  # without "and": no choice is to be made, eight values at a time
         x = block[i]
-        first, other = np.uint8(x >= a) + np.uint8(x >= b), np.uint8(x >= c) + np.uint8(x >= d)
-        marks[i] = (first + other + np.uint8(x >= e) + np.uint8(x >= f)) & np.uint8(x != 0)
+        inside = ((x >= a) & (x < b)) | ((x >= c) & (x < d)) | ((x >= e) & (x < f))
+        marks[i] = inside & (x != 0)
 
 
 @numba.njit(nogil=True, cache=True)
 def keep_marked(block, marks, words, out, count):
     "Append the marked values to `out`, which has room for one more; eight marks are one word."
-    for word in range((block.size + 7) // 8):
+    whole = block.size // 8
+    for word in range(whole):
         if words[word]:
-            for i in range(8 * word, min(8 * word + 8, block.size)):
+            for i in range(8 * word, 8 * word + 8):
                 out[count] = block[i]
                 count += marks[i]
+    for i in range(8 * whole, block.size):
+        out[count] = block[i]
+        count += marks[i]
     return count
 
 # %% ../../nbs/reports/01_distribution.ipynb #c5ac2355
 @numba.njit(nogil=True, cache=True)
-def read_again(x, found, width, out):
-    "Mean, deviation, and how many values of the bins found went to `out`."
+def read_again(x, found, width, out, twin, low, high):
+    "Mean, deviation, how many values of the bins went to `out`, noise of the twin, values outside."
     ends, middle = bin_ends(found, width), (found[2, 0] - SIDE) * width
-    first, second, kept = 0.0, 0.0, 0
-    marks = np.zeros(BLOCK, np.uint8)
+    first, second, kept, noise, outside = 0.0, 0.0, 0, 0.0, 0
+    codes, zero_point, scale = twin
+    marks, other = np.zeros(BLOCK, np.uint8), np.empty(BLOCK, np.float32)
     words = marks.view(np.uint64)
     for start in range(0, x.size, BLOCK):
         block = x[start : start + BLOCK]
         one, two = sums_around(block, middle)
         first, second = first + one, second + two
         mark_inside(block, ends, marks)
-        marks[block.size :] = 0
         kept = keep_marked(block, marks, words, out, kept)
+        if codes.size:
+            place_floats(codes[start : start + BLOCK], zero_point, scale, other)
+            noise += noise_of(block, other)
+            outside += count_outside(block, low, high)
     off = first / x.size
-    return middle + off, math.sqrt(max(second / x.size - off * off, 0.0)), kept
+    deviation = math.sqrt(max(second / x.size - off * off, 0.0))
+    return middle + off, deviation, kept, noise, outside
 
 
 @numba.njit(nogil=True, cache=True)
@@ -146,17 +181,23 @@ class Summary:
     finite: bool = True
 
 # %% ../../nbs/reports/01_distribution.ipynb #1139b1cb
-def read(x: np.ndarray) -> Summary | None:
-    "The summary of a flat float32 array; None where it holds NaN or infinite values."
+NO_TWIN = np.zeros(0, np.uint8), np.int32(0), np.float32(1)  # codes, zero_point, scale
+
+
+def read(
+    x: np.ndarray, twin: tuple = NO_TWIN, ends: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Summary, float, int] | None:  # fmt: skip
+    "Summary of a flat float32 array, noise of its twin, values outside `ends`; None where it holds NaN or infinite values."
     counts = count_numba(x)
     if counts.nans + counts.infinities:
         return None
     width = 2.0 ** (counts.k - BITS)
     found = quartile_bins(counts.bins, *counts.window, x.size)
     out = np.empty(min(counts.bins[found[:, 0]].sum(), x.size) + 1, np.float32)
-    mean, deviation, kept = read_again(x, found, width, out)
-    parts = quartiles_of(np.sort(out[:kept]), found, width, counts.zeros, x.size)
-    return Summary(counts.lo, *parts.tolist(), counts.hi, mean, deviation, counts.zeros / x.size)
+    mean, deviation, kept, *others = read_again(x, found, width, out, twin, *np.float32(ends))
+    parts = quartiles_of(np.sort(out[:kept]), found, width, counts.zeros, x.size).tolist()
+    spread = mean, deviation, counts.zeros / x.size
+    return Summary(counts.lo, *parts, counts.hi, *spread), *others
 
 # %% ../../nbs/reports/01_distribution.ipynb #86a48018
 def plain_summary(x: np.ndarray) -> Summary:
@@ -173,7 +214,7 @@ def summarize(x: np.ndarray) -> Summary:
     "The summary of a tensor with at least one value."
     flat = np.ascontiguousarray(x).reshape(-1)
     found = read(flat) if x.dtype == np.float32 else None
-    return plain_summary(flat) if found is None else found
+    return found[0] if found else plain_summary(flat)
 
 # %% ../../nbs/reports/01_distribution.ipynb #c469369e
 @dataclass(frozen=True)
@@ -183,6 +224,12 @@ class Codes:
     values: np.ndarray  # uint8 or int8
     scale: np.float32
     zero_point: int
+
+    @property
+    def numbers(self) -> tuple[np.ndarray, np.int32, np.float32]:
+        "Flat codes, zero_point and scale, as the kernels want them."
+        flat = np.ascontiguousarray(self.values).reshape(-1)
+        return flat, np.int32(self.zero_point), np.float32(self.scale)
 
     @property
     def floats(self) -> np.ndarray:
@@ -236,35 +283,6 @@ def count_codes(x, signed, zero_point, scale):
     return out
 
 # %% ../../nbs/reports/01_distribution.ipynb #e699af5e
-@numba.njit(nogil=True, cache=True, fastmath=FREE_ORDER)
-def pair_sums(f, q, low, high):
-    "Sums of f*f, q*q, f*q and (f-q)**2, and how many f lie outside [low, high]."
-    ff, qq, fq, noise, outside = 0.0, 0.0, 0.0, 0.0, 0
-    for i in range(f.size):
-        a, b = np.float64(f[i]), np.float64(q[i])
-        ff += a * a
-        qq += b * b
-        fq += a * b
-        noise += (a - b) * (a - b)
-        outside += (f[i] < low) | (f[i] > high)
-    return ff, qq, fq, noise, outside
-
-
-@numba.njit(nogil=True, cache=True, fastmath=FREE_ORDER)
-def coded_sums(f, codes, zero_point, scale, low, high):
-    "The same for a twin of codes."
-    ff, qq, fq, noise, outside = 0.0, 0.0, 0.0, 0.0, 0
-    for i in range(f.size):
-        a = np.float64(f[i])
-        b = np.float64(np.float32(np.int32(codes[i]) - zero_point) * scale)
-        ff += a * a
-        qq += b * b
-        fq += a * b
-        noise += (a - b) * (a - b)
-        outside += (f[i] < low) | (f[i] > high)
-    return ff, qq, fq, noise, outside
-
-
 NOTHING = 2.2e-16  # sums of squares below this are nothing
 
 
@@ -284,28 +302,40 @@ class Match:
             return math.inf
         return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
 
-# %% ../../nbs/reports/01_distribution.ipynb #5f2e1f70
-def match(
-    f: np.ndarray, q: np.ndarray | Codes, range_of_q: tuple[float, float], finite: bool = True
-) -> Match:  # fmt: skip
-    "Compare two tensors of one size; `finite`: neither holds NaN or infinite values."
-    first = np.ascontiguousarray(f).reshape(-1)
-    if not finite:
-        clip = float(np.mean((first < range_of_q[0]) | (first > range_of_q[1])))
-        return Match(clip, 0.0, math.nan, math.nan)
-    other = np.ascontiguousarray(q.values if isinstance(q, Codes) else q).reshape(-1)
-    if isinstance(q, Codes):
-        numbers = (np.int32(q.zero_point), np.float32(q.scale))
-        ff, qq, fq, noise, outside = coded_sums(first, other, *numbers, *range_of_q)
-    else:
-        ff, qq, fq, noise, outside = pair_sums(first, other, *range_of_q)
+
+def cosine_of(ff: float, qq: float, noise: float) -> float:
+    "The cosine of two tensors, from their sums of squares and that of their differences."
     if ff < NOTHING and qq < NOTHING:
-        cosine = 1.0
-    elif ff * qq < NOTHING:
-        cosine = 0.0
-    else:
-        cosine = fq / (math.sqrt(ff) * math.sqrt(qq)) if noise > 0 else 1.0
-    return Match(outside / max(f.size, 1), cosine, ff, noise)
+        return 1.0
+    if ff * qq < NOTHING:
+        return 0.0
+    return (ff + qq - noise) / 2 / (math.sqrt(ff) * math.sqrt(qq)) if noise > 0 else 1.0
+
+# %% ../../nbs/reports/01_distribution.ipynb #5f2e1f70
+Pair = tuple[np.ndarray, "np.ndarray | Codes | None"]  # a tensor and its twin, if there is one
+
+
+def comparison(pair: Pair) -> tuple[Summary, Summary | None, Match | None]:
+    "Summaries of a tensor with at least one value and of its twin, and how alike they are."
+    f, q = np.ascontiguousarray(pair[0]).reshape(-1), pair[1]
+    if q is None:
+        return summarize(f), None, None
+    if isinstance(q, Codes) and f.dtype == np.float32:
+        other = q.summary()
+        if found := read(f, q.numbers, (other.low, other.high)):
+            return found[0], other, match(f.size, found[0], other, *found[1:])
+    q = np.ascontiguousarray(q.floats if isinstance(q, Codes) else q).reshape(-1)
+    first, other = summarize(f), summarize(q)
+    outside = int(np.sum((f < other.low) | (f > other.high)))
+    if first.finite and other.finite:
+        return first, other, match(f.size, first, other, noise_of(f, q), outside)
+    return first, other, Match(outside / f.size, 0.0, math.nan, math.nan)
+
+
+def match(size: int, first: Summary, other: Summary, noise: float, outside: int) -> Match:
+    "How alike a tensor of finite values and its twin are."
+    ff, qq = (size * (s.deviation**2 + s.mean**2) for s in (first, other))
+    return Match(outside / size, cosine_of(ff, qq, noise), ff, noise)
 
 # %% ../../nbs/reports/01_distribution.ipynb #af532701
 SUPPORTED = (ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT8)  # as the reference has it
@@ -477,19 +507,6 @@ class Line:
         numbers = (s.low, s.q1, s.median, s.q3, s.high, s.mean, s.deviation, s.sparsity)
         ends = (m.clip, m.cosine) if m else (0.0, 1.0)
         return (p.node, p.operator, p.tensor, p.direction, data, kind, *numbers, *ends)
-
-
-Pair = tuple[np.ndarray, np.ndarray | Codes | None]  # a tensor and its twin, if there is one
-
-
-def comparison(pair: Pair) -> tuple[Summary, Summary | None, Match | None]:
-    "Summaries of a tensor and its twin, and how alike they are."
-    first, twin = summarize(pair[0]), pair[1]
-    if twin is None:
-        return first, None, None
-    other = twin.summary() if isinstance(twin, Codes) else summarize(twin)
-    ends, finite = (other.low, other.high), first.finite and other.finite
-    return first, other, match(*pair, ends, finite)
 
 
 def lines_of(place: Place, compared: tuple) -> Iterator[Line]:
