@@ -5,7 +5,6 @@
 # %% ../../nbs/calibrators/00_max_min.ipynb #d44b1a96
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 
 from ..arithmetic.affine import NumberFormat
 from ..errors import InputError, hint
-from ..statistics.observe import TensorStatistics
+from ..statistics.observe import TensorStatistics, processors
 
 # %% auto #0
 __all__ = ['Calibrator', 'CALIBRATORS', 'Range', 'Options', 'calibrator', 'find_calibrator', 'choose_ranges', 'max_min']
@@ -73,7 +72,7 @@ def choose_ranges(
     tensors: Mapping[str, TensorStatistics], choose: Calibrator, fmt: NumberFormat
 ) -> dict[str, Range]:
     "The ranges of many tensors, in their order; `choose` has its options bound or goes without."
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         return dict(zip(tensors, pool.map(lambda one: choose(one, fmt), tensors.values())))
 
 # %% ../../nbs/calibrators/00_max_min.ipynb #0d1b14cf

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from ..errors import FILE_FAILED, InputError
 from ..model.graph import Graph, constant, only_user
 from ..model.plan import Plan
 from ..model.runtime import Session, open_session
-from ..statistics.histogram import BITS, BLOCK, SIDE, count_numba
+from ..statistics.histogram import BITS, BLOCK, SIDE, count_numba, prefetch
+from ..statistics.observe import processors
 from ..storage.apply import scale_channels
 from ..storage.pairs import constant_codes
 from ..storage.weights import restored, widened
@@ -113,10 +113,13 @@ def mark_inside(block, ends, marks):
 
 
 @numba.njit(nogil=True, cache=True)
-def keep_marked(block, marks, words, out, count):
-    "Append the marked values to `out`, which has room for one more; eight marks are one word."
+def keep_marked(x, start, marks, words, out, count):
+    "Append the marked values of a block to `out`, which has room for one more; eight marks are one word."
+    block = x[start : start + BLOCK]
     whole = block.size // 8
     for word in range(whole):
+        if word % 2:  # a cache line of the next block
+            prefetch(x, start + BLOCK + 8 * word)
         if words[word]:
             for i in range(8 * word, 8 * word + 8):
                 out[count] = block[i]
@@ -140,7 +143,7 @@ def read_again(x, found, width, out, twin, low, high):
         one, two = sums_around(block, middle)
         first, second = first + one, second + two
         mark_inside(block, ends, marks)
-        kept = keep_marked(block, marks, words, out, kept)
+        kept = keep_marked(x, start, marks, words, out, kept)
         if codes.size:
             place_floats(codes[start : start + BLOCK], zero_point, scale, other)
             noise += noise_of(block, other)
@@ -560,7 +563,7 @@ class SideBySide:
 
     def __init__(self, graph: Graph, plan: Plan, model: ir.Model, threads: int | None = None):
         self.graph = scale_channels(graph, plan.factors)  # equalized channels, as the Plan wants
-        self.plan, self.model, self.threads = plan, model, threads or os.cpu_count() or 1
+        self.plan, self.model, self.threads = plan, model, threads or processors()
         self.places, self.left = places_of(self.graph, plan, model)
         moving = [place for place in self.places if not place.constant]
         self.pairs = list(dict.fromkeys((place.tensor, place.twin) for place in moving))

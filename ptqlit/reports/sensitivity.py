@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from ..model.plan import Plan, TensorPlan
 from ..model.runtime import open_session
 from .distribution import watching
 from ..statistics.histogram import BITS, Counts, occupied
-from ..statistics.observe import Statistics
+from ..statistics.observe import Statistics, processors
 from ..storage.apply import scale_channels
 from ..storage.pairs import constant_codes, pair_nodes, place_behind
 from ..storage.weights import restored, widened
@@ -211,7 +210,7 @@ def costs(
 ) -> dict[str, float]:  # fmt: skip
     "Noise over signal at the outputs, mean over outputs, for each node alone; one run a node and sample."
     total = {name: 0.0 for name in nodes}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         for sample in samples:
             reference = switches.run(sample)
             found = pool.map(

@@ -30,7 +30,7 @@ from .moments import ChannelMeans, ExactSum, count_and_sum
 
 # %% auto #0
 __all__ = ['OUTER', 'Counter', 'outer_values', 'TensorStatistics', 'Statistics', 'channel_axes', 'empty_statistics',
-           'sample_bytes', 'in_flight', 'observe', 'check_inputs', 'odd_tensors']
+           'sample_bytes', 'processors', 'in_flight', 'observe', 'check_inputs', 'odd_tensors']
 
 # %% ../../nbs/statistics/02_observe.ipynb #b33862ae
 OUTER = np.float32(1e-4), np.float32(0.9999)  # parts of a sample below its two outer values
@@ -147,9 +147,16 @@ def sample_bytes(graph: Graph) -> int:
     return 4 * sum(sizes)
 
 
+def processors() -> int:
+    "How many processors this process may use."
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def in_flight(graph: Graph, threads: int | None, memory: int | None) -> int:
     "How many samples may be worked on at the same time."
-    wanted = threads or os.cpu_count() or 1
+    wanted = threads or processors()
     return wanted if memory is None else max(1, min(wanted, memory // max(sample_bytes(graph), 1)))
 
 # %% ../../nbs/statistics/02_observe.ipynb #1a05e5d3
