@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 
 import numba
 import numpy as np
@@ -31,8 +32,8 @@ __all__ = ['PARTS', 'FREE_ORDER', 'NO_TWIN', 'NOTHING', 'Pair', 'SUPPORTED', 'IN
            'bin_ends', 'sums_around', 'place_floats', 'noise_of', 'count_outside', 'mark_inside', 'keep_marked',
            'read_again', 'quartiles_of', 'Summary', 'read', 'plain_summary', 'summarize', 'Codes', 'count_bytes',
            'count_codes', 'Match', 'cosine_of', 'comparison', 'match', 'Place', 'behind_codes', 'Twins', 'places_of',
-           'watching', 'Source', 'source_of', 'constant_values', 'planned_constant', 'Line', 'lines_of', 'csv_form',
-           'csv_line', 'Round', 'SideBySide']
+           'watching', 'Source', 'source_of', 'constant_values', 'planned_constant', 'Line', 'compare_all', 'lines_of',
+           'csv_form', 'csv_cells', 'csv_line', 'Round', 'SideBySide']
 
 # %% ../../nbs/reports/01_distribution.ipynb #158c09a8
 PARTS = (0.25, 0.5, 0.75)
@@ -182,6 +183,17 @@ class Summary:
     deviation: float  # standard deviation; the column is called Var
     sparsity: float  # share of zeros
     finite: bool = True
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        "As the columns of the files have them."
+        return (self.low, self.q1, self.median, self.q3, self.high,
+                self.mean, self.deviation, self.sparsity)  # fmt: skip
+
+    @cached_property
+    def text(self) -> str:
+        "The numbers as the files have them; a tensor stands in several rows."
+        return csv_cells(self.numbers)
 
 # %% ../../nbs/reports/01_distribution.ipynb #1139b1cb
 NO_TWIN = np.zeros(0, np.uint8), np.int32(0), np.float32(1)  # codes, zero_point, scale
@@ -501,15 +513,28 @@ class Line:
     @cached_property
     def text(self) -> str:
         "The row of the file, behind the running number."
-        return csv_line(self.cells())
+        return csv_cells(self.names) + self.summary.text + csv_line(self.ends)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        "The columns before the numbers."
+        p = self.place
+        data, kind = "Dequant" if self.match else "Origin", "Weight" if p.constant else "Activation"
+        return p.node, p.operator, p.tensor, p.direction, data, kind
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        "The columns Clip and CosineSimilarity."
+        return (self.match.clip, self.match.cosine) if self.match else (0.0, 1.0)
 
     def cells(self) -> tuple:
         "The columns behind the running number."
-        p, s, m = self.place, self.summary, self.match
-        data, kind = "Dequant" if m else "Origin", "Weight" if p.constant else "Activation"
-        numbers = (s.low, s.q1, s.median, s.q3, s.high, s.mean, s.deviation, s.sparsity)
-        ends = (m.clip, m.cosine) if m else (0.0, 1.0)
-        return (p.node, p.operator, p.tensor, p.direction, data, kind, *numbers, *ends)
+        return *self.names, *self.summary.numbers, *self.ends
+
+
+def compare_all(pairs: list[tuple[tuple, Pair]]) -> list[tuple[tuple, tuple]]:
+    "The comparisons of many pairs, each behind its key; handing them out one by one takes its time."
+    return [(key, comparison(pair)) for key, pair in pairs]
 
 
 def lines_of(place: Place, compared: tuple) -> Iterator[Line]:
@@ -529,13 +554,18 @@ COLUMNS = (
 @lru_cache
 def csv_form(kinds: tuple[type, ...]) -> str:
     "How cells of these types are written: one form a line is several times as fast as one a cell."
-    return "".join("%g," if issubclass(kind, float) else "%s," for kind in kinds) + "\n"
+    return "".join("%g," if issubclass(kind, float) else "%s," for kind in kinds)
+
+
+def csv_cells(cells: Iterable) -> str:
+    "Cells of the reference's files: numbers with six digits, a comma behind each cell, no quotes."
+    cells = tuple(cells)
+    return csv_form(tuple(map(type, cells))) % cells
 
 
 def csv_line(cells: Iterable) -> str:
-    "A line of the reference's files: numbers with six digits, a comma behind each cell, no quotes."
-    cells = tuple(cells)
-    return csv_form(tuple(map(type, cells))) % cells
+    "Cells that end a line."
+    return csv_cells(cells) + "\n"
 
 
 @dataclass(frozen=True)
@@ -627,8 +657,9 @@ class SideBySide:
         first, other = self.run(pool, sample)
         arrays = [(first[name], other.get(twin)) for name, twin in self.pairs]
         shapes = {name: array.shape for (name, _), (array, _) in zip(self.pairs, arrays)}
-        full = {pair: both for pair, both in zip(self.pairs, arrays) if both[0].size}
-        found = dict(zip(full, pool.map(comparison, full.values())))
+        full = [(pair, both) for pair, both in zip(self.pairs, arrays) if both[0].size]
+        parts = [full[first :: self.threads] for first in range(self.threads)]
+        found = dict(chain.from_iterable(pool.map(compare_all, parts)))
         return Round(number, tuple(self.lines(found)), shapes)
 
     def lines(self, found: dict[tuple[str, str], tuple]) -> Iterator[Line]:
