@@ -21,7 +21,7 @@ from .distribution import Pair, Round, SideBySide
 from .output_summary import output_rows, summary_csv
 from .pictures import Layers, report_page
 from .quant_param import quant_params
-from .sensitivity import SensitivityTable, sensitivity
+from .sensitivity import SensitivityTable, sensitivity, written_by
 from .verify import VerifyTable
 from ..statistics.observe import Statistics, TensorStatistics
 
@@ -66,7 +66,7 @@ def first_costs(
     statistics = Statistics({name: TensorStatistics() for name in floats})
     statistics.update(floats)
     plan, runs = replace(both.plan, factors=()), max(FEWEST, rounds // 8)  # the graph has them
-    return sensitivity(both.graph, plan, statistics, [sample], backend, 1, runs)
+    return sensitivity(both.graph, plan, statistics, [sample], backend, 1, runs, floats)
 
 
 def write_page(
@@ -75,7 +75,9 @@ def write_page(
 ) -> None:  # fmt: skip
     "Write `report.html`."
     planned = {tensor.name for tensor in both.plan.tensors if tensor.role == "activation"}
-    tensors = both.tensors(sample, planned | {place.tensor for place in layers.worst()})
+    written = {value.name for value in written_by(both.graph, both.plan).values()}
+    worst = {place.tensor for place in layers.worst()}
+    tensors = both.tensors(sample, planned | written | worst)
     rounds = next(iter(layers.tallies.values())).rounds
     costs = first_costs(both, sample, tensors, backend, rounds)
     title = f"{Path(both.graph.name).stem}: {both.plan.mode} for {both.plan.backend}"

@@ -34,8 +34,8 @@ __all__ = ['PREFIX', 'WORKING', 'SECTIONS', 'WRITES', 'MOSTLY', 'FAR', 'APART', 
            'measured', 'Board', 'constants_on', 'switch_constants', 'owners_of', 'switch_activation', 'switch_board',
            'Switches', 'noise_ratio', 'costs', 'decibels', 'Cause', 'Scene', 'clipping', 'cut_off', 'outlier',
            'one_channel', 'outlier_weights', 'far_apart', 'bias_limits', 'many_zeros', 'saturating_pairs',
-           'SensitivityRow', 'SensitivityTable', 'channel_peaks', 'written_by', 'each_channel', 'tensor_noise',
-           'own_noise', 'sensitivity', 'table_rows']
+           'SensitivityRow', 'SensitivityTable', 'channel_peaks', 'computed', 'written_by', 'each_channel',
+           'tensor_noise', 'own_noise', 'sensitivity', 'table_rows']
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #8be06a8e
 PREFIX = "switch of "  # before the name of a constant (node and tensor) or of an activation
@@ -496,16 +496,19 @@ class SensitivityTable:
         return self.text()
 
 # %% ../../nbs/reports/04_sensitivity.ipynb #a28597af
-def channel_peaks(graph: Graph, samples: list[dict], names: list[str]) -> dict[str, np.ndarray]:
-    "Largest absolute value of each channel (dimension 1) of some computed tensors."
-    session = watching(graph.model, names, graph.workspace)
+def channel_peaks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    "Largest absolute value of each channel (dimension 1) of some tensors."
     found: dict[str, np.ndarray] = {}
-    for sample in samples[:1]:
-        for name, array in zip(names, session.run(names, sample)):
-            if array.ndim > 1 and array.size:
-                others = tuple(axis for axis in range(array.ndim) if axis != 1)
-                found[name] = np.abs(array).max(axis=others)
+    for name, array in tensors.items():
+        if array.ndim > 1 and array.size:
+            others = tuple(axis for axis in range(array.ndim) if axis != 1)
+            found[name] = np.maximum(array.max(axis=others), -array.min(axis=others))
     return found
+
+
+def computed(graph: Graph, sample: dict[str, np.ndarray], names: list[str]) -> dict:
+    "Some computed tensors of a sample."
+    return dict(zip(names, watching(graph.model, names, graph.workspace).run(names, sample)))
 
 
 def written_by(graph: Graph, plan: Plan) -> dict[str, ir.Value]:
@@ -557,6 +560,7 @@ def sensitivity(
     backend: Backend,
     most: int = 4,  # samples to run
     runs: int | None = None,  # nodes to run: those that are noisiest in their own tensors
+    tensors: dict[str, np.ndarray] | None = None,  # of the first sample, as far as at hand
 ) -> SensitivityTable:
     "What each node costs alone, and why; InputError without samples."
     switches, few = Switches(graph, plan), list(islice(iter(samples), most))
@@ -564,7 +568,10 @@ def sensitivity(
         raise InputError("no samples for the sensitivity: expected at least one.", FILE_FAILED)
     written = written_by(switches.graph, plan)
     activations = {t.name: t for t in plan.tensors if t.role == "activation"}
-    peaks = channel_peaks(switches.graph, few, [v.name for v in written.values()])
+    names = [value.name for value in written.values()]
+    if tensors is None or not tensors.keys() >= set(names):
+        tensors = computed(switches.graph, few[0], names)
+    peaks = channel_peaks({name: tensors[name] for name in names})
     by_name = {n.name: n for n in switches.graph.nodes}
     scenes = {
         name: Scene(by_name[name], written[name], plan, activations, statistics, peaks, backend)
