@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numba
 import numpy as np
 
 from ..errors import InputError
@@ -29,7 +30,7 @@ from ptqlit.statistics.histogram import (
 from .moments import ChannelMeans, ExactSum, count_and_sum
 
 # %% auto #0
-__all__ = ['OUTER', 'Counter', 'outer_values', 'TensorStatistics', 'Statistics', 'channel_axes', 'empty_statistics',
+__all__ = ['OUTER', 'Counter', 'outer_values', 'outer_bins', 'TensorStatistics', 'Statistics', 'channel_axes', 'empty_statistics',
            'sample_bytes', 'processors', 'in_flight', 'observe', 'check_inputs', 'odd_tensors']
 
 # %% ../../nbs/statistics/02_observe.ipynb #b33862ae
@@ -41,9 +42,14 @@ def outer_values(counts: Counts, size: int | None = None) -> np.ndarray:
     size = counts.total if size is None else size
     low, high = (min(int(part * np.float32(size)), size - 1) for part in OUTER)
     first, end = counts.window
-    occupied = counts.bins[first:end]
-    ends = bin_of_place(occupied, low), bin_before(occupied, size - 1 - high) + 1
+    ends = outer_bins(counts.bins[first:end], low, size - 1 - high)
     return np.array([edge(counts, first + index) for index in ends])
+
+
+@numba.njit(nogil=True, cache=True)
+def outer_bins(bins, low, beyond):
+    "The bin of the value at place `low`, and the one behind that of the value with `beyond` above it."
+    return bin_of_place(bins, low), bin_before(bins, beyond) + 1
 
 # %% ../../nbs/statistics/02_observe.ipynb #863f2758
 @dataclass
