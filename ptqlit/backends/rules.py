@@ -243,10 +243,11 @@ def decide_alone(
 
 def decide_each(graph: Graph, backend: Backend, skipped: set[str]) -> tuple[NodePlan, ...]:
     "The plans of all nodes where codes never pass from one to the next."
-    plans: list[NodePlan] = []
+    plans, integer = [], set()
     for node in graph.nodes:
-        integer = {plan.name for plan in plans if plan.decision == INTEGER}
         plans.append(decide_alone(node, graph, backend, skipped, integer))
+        if plans[-1].decision == INTEGER:
+            integer.add(node.name)
     return tuple(plans)
 
 

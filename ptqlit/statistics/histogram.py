@@ -193,7 +193,7 @@ def finite_values(x, bits):
     return kept[:count], nans, infinities
 
 
-@numba.njit(nogil=True)  # kept on disk as part of the kernels that call it
+@numba.njit(nogil=True)  # not kept on disk alone: numba cannot hand the three arrays to Python then
 def no_counts():
     "Counters, room for the places of a block, and what is found: see `FOUND`."
     found = np.array([SMALLEST_K, SIZE, -0x80000000, 0, 0, 0], np.int64)
