@@ -4,9 +4,11 @@
 
 FOLDER holds models/stories260k.onnx and text/val.npz; without it only the stack is measured. The
 stack is built here: layers of 768 by 768 with bias and Relu. Latencies are ratios to the float
-model on one thread, runs in turn, best of three rounds; in a round the fastest twentieth of each
-model's runs counts, which other work on the machine disturbs least. Figures depend on the
-processor: compare within one run only.
+model on one thread, best of three rounds; in a round the fastest twentieth of each model's runs
+counts, which other work on the machine disturbs least. The models take turns, each for a few runs
+in a row of which the first does not count: a model that serves finds its weights where its last
+run left them, and not where another model's weights have pushed them out of the caches. Figures
+depend on the processor: compare within one run only.
 """
 from __future__ import annotations
 
@@ -31,6 +33,7 @@ COSINE = 0.996  # of the logits, the least that is promised
 SMALLER = 3.5  # the file of the stack, at least
 LATENCY = {1: 0.55, 16: 0.45, 128: 0.45}  # rows -> time over time of float, at most
 WIDTH, DEPTH = 768, 4
+RUNS = 10  # of a model in a row, after one that does not count
 
 
 def config_of(strategy: str) -> Config:
@@ -58,14 +61,16 @@ def stack() -> onnx.ModelProto:
 
 
 def one_round(sessions: dict[str, Session], feed: dict, seconds: float) -> dict[str, float]:
-    """Time over time of float for each session: the fastest twentieth of runs in turn."""
+    """Time over time of float for each session: the fastest twentieth of runs, taking turns."""
     spent: dict[str, list[float]] = {name: [] for name in sessions}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(spent["float"]) < 40:
         for name, session in sessions.items():
-            start = time.perf_counter()
             session.run(None, feed)
-            spent[name].append(time.perf_counter() - start)
+            for _ in range(RUNS):
+                start = time.perf_counter()
+                session.run(None, feed)
+                spent[name].append(time.perf_counter() - start)
     fast = {name: float(np.percentile(times, 5)) for name, times in spent.items()}
     return {name: time_ / fast["float"] for name, time_ in fast.items()}
 
