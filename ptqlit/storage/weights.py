@@ -23,9 +23,9 @@ from .ends import cast_node, made_node
 from .pairs import constant_codes, linear_node, numbers
 
 # %% auto #0
-__all__ = ['FLOAT_KINDS', 'INT16_OPSET', 'LARGE', 'METADATA', 'step_of', 'restored', 'affine_nodes', 'linear_nodes', 'widened',
-           'weight_nodes', 'store_weight', 'form_opset', 'opset_for', 'stored', 'raised', 'large_constant', 'without',
-           'put_back', 'check_weight', 'check_weights', 'store_weights']
+__all__ = ['FLOAT_KINDS', 'INT16_OPSET', 'LARGE', 'METADATA', 'step_of', 'zero_of', 'linear', 'restored', 'affine_nodes',
+           'linear_nodes', 'widened', 'weight_nodes', 'store_weight', 'form_opset', 'opset_for', 'stored', 'raised',
+           'large_constant', 'without', 'put_back', 'check_weight', 'far_shift', 'check_weights', 'store_weights']
 
 # %% ../../nbs/storage/02_weights.ipynb #2d39259e
 def step_of(plan: TensorPlan) -> np.ndarray:
@@ -34,12 +34,28 @@ def step_of(plan: TensorPlan) -> np.ndarray:
     return np.asarray(plan.scale.astype(np.float32) * factor, np.float32)
 
 
-def restored(codes: np.ndarray, plan: TensorPlan) -> np.ndarray:
+def zero_of(plan: TensorPlan) -> np.ndarray:
+    "The code that means zero, shift included, float64 with a fraction of 23 - bits binary places, () or (channels,)."
+    zero, step = plan.zero_point.astype(np.float64), step_of(plan).astype(np.float64)
+    if plan.mean_corr is None:
+        return zero
+    steps = np.divide(plan.mean_corr, step, out=np.zeros_like(step), where=step != 0)
+    unit = 2.0 ** (plan.format.bits - 23)
+    return zero - np.round(steps / unit) * unit
+
+
+def linear(plan: TensorPlan, lasting: bool) -> bool:
+    "Whether a DequantizeLinear makes the weight; `lasting`: the file's integers stay in memory."
+    return lasting or not plan.form
+
+
+def restored(codes: np.ndarray, plan: TensorPlan, lasting: bool = False) -> np.ndarray:
     "The float32 weight that a reader of the file gets for the codes of a plan."
-    zero_point = along(plan.zero_point.astype(np.float32), codes.ndim, plan.axis)
-    floats = codes.astype(np.float32) - zero_point
+    whole = linear(plan, lasting)
+    zero = (plan.zero_point if whole else zero_of(plan)).astype(np.float32)
+    floats = codes.astype(np.float32) - along(zero, codes.ndim, plan.axis)
     floats *= along(step_of(plan), codes.ndim, plan.axis)
-    if plan.mean_corr is not None:
+    if whole and plan.mean_corr is not None:
         floats += along(plan.mean_corr.astype(np.float32), codes.ndim, plan.axis)
     return floats
 
@@ -47,11 +63,9 @@ def restored(codes: np.ndarray, plan: TensorPlan) -> np.ndarray:
 def affine_nodes(
     graph: ir.Graph, codes: ir.Value, offset: int, plan: TensorPlan, taken: set[str]
 ) -> list[ir.Node]:  # fmt: skip
-    "Sub, Mul and Add that make the weight of its codes less an offset (float32 integers)."
+    "Sub and Mul that make the weight of its codes less an offset (float32 integers)."
     name, rank, nodes = plan.name, len(codes.shape), []
-    parts = {"Sub": ("zero", plan.zero_point - offset), "Mul": ("step", step_of(plan))}
-    if plan.mean_corr is not None:
-        parts["Add"] = ("shift", plan.mean_corr)
+    parts = {"Sub": ("zero", zero_of(plan) - offset), "Mul": ("step", step_of(plan))}
     for operator, (label, vector) in parts.items():
         if operator == "Sub" and not vector.any():
             continue
@@ -142,9 +156,9 @@ def opset_for(plan: Plan) -> int:
     "The version of the standard operators that the stored weights of a Plan need; 0 for any."
     needed = [0]
     for tensor in stored(plan):
-        linear = not tensor.form or plan.dequant_strategy
+        wide = linear(tensor, bool(plan.dequant_strategy)) and tensor.format.bits > 8
         needed.append(form_opset(tensor.form) if tensor.form else 0)
-        needed.append(INT16_OPSET if linear and tensor.format.bits > 8 else 0)
+        needed.append(INT16_OPSET if wide else 0)
     return max(needed)
 
 
@@ -208,6 +222,8 @@ def check_weight(value: ir.Value | None, plan: TensorPlan) -> str:
     numbers = (plan.zero_point, plan.var_corr, plan.mean_corr)
     if any(vector is not None and vector.shape != plan.scale.shape for vector in numbers):
         return "its zero point, factor or shift has not the shape of its scale"
+    if plan.mean_corr is not None and far_shift(plan):
+        return "its shift is more than 2^24 steps"
     if plan.scale.ndim == 0:
         return "" if plan.axis is None else "one scale, but an axis"
     if plan.axis is None or not 0 <= plan.axis < array.ndim:
@@ -215,6 +231,12 @@ def check_weight(value: ir.Value | None, plan: TensorPlan) -> str:
     if plan.scale.shape != array.shape[plan.axis : plan.axis + 1]:
         return f"{plan.scale.size} scales for axis {plan.axis} of a tensor of shape {array.shape}"
     return ""
+
+
+def far_shift(plan: TensorPlan) -> bool:
+    "Whether a shift is too many steps for a float32 zero point, and not zero for all that a float32 can say."
+    room = 2.0**24 * step_of(plan).astype(np.float64) + np.finfo(np.float32).tiny
+    return bool((np.abs(plan.mean_corr) > room).any())
 
 
 def check_weights(graph: Graph, plan: Plan) -> None:
