@@ -160,6 +160,31 @@ def test_every_width(bits, per_channel, tmp_path):
         assert kinds.isdisjoint({"DequantizeLinear", "BitShift", "BitwiseAnd", "Cast", "Mul"})
 
 
+def weight_in(path) -> np.ndarray:
+    """The weight of a file with one MatMul on its right, as the runtime sees it: a product with ones and zeros."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rows = np.eye(40, dtype=np.float32)[:, None, None, :]
+    return np.concatenate(
+        [session.run(None, {"x": np.tile(row, (2, 3, 1))})[0][0, :1] for row in rows]
+    )
+
+
+@pytest.mark.parametrize("per_channel", ["true", "false"])
+@pytest.mark.parametrize("bits", BITS)
+def test_file_means_the_formula(bits, per_channel, tmp_path):
+    """Every weight is (q - z) s v + m in exact arithmetic, to the fraction of a step that a float32 leaves."""
+    proto = MODELS["MatMul right"]()
+    done = convert(proto, config(bits, weight=f"per_channel={per_channel}"), tmp_path / "w")
+    (one,) = done.plan.tensors
+    array = numpy_helper.to_array(proto.graph.initializer[0])
+    codes = quantize(array, one.affine, one.format, one.axis).astype(np.float64)
+    step = one.scale.astype(np.float64) * one.var_corr.astype(np.float64)
+    expected = (codes - one.zero_point) * step + one.mean_corr.astype(np.float64)
+    off = np.abs(weight_in(done.path) - expected)
+    assert (off <= 2.0 ** (bits - 24) * step + 3e-7 * np.abs(array).max()).all()
+    assert np.abs(one.mean_corr).max() > 0
+
+
 @pytest.mark.parametrize("per_channel", ["true", "false"])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_without_encode(bits, per_channel, tmp_path):
