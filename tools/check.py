@@ -45,7 +45,7 @@ def link_problem(page: Path, target: str) -> str | None:
     if not goal.exists():
         return "no such file"
     if fragment and goal.suffix in (".ipynb", ".md"):
-        if fragment.lower() not in slugs(markdown_of(goal)):
+        if fragment not in slugs(markdown_of(goal)):
             return "no such heading"
     return None
 

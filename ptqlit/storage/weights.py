@@ -223,7 +223,7 @@ def check_weight(value: ir.Value | None, plan: TensorPlan) -> str:
     if any(vector is not None and vector.shape != plan.scale.shape for vector in numbers):
         return "its zero point, factor or shift has not the shape of its scale"
     if plan.mean_corr is not None and far_shift(plan):
-        return "its shift is more than 2^24 steps"
+        return "its shift is not finite, or more than 2^24 steps"
     if plan.scale.ndim == 0:
         return "" if plan.axis is None else "one scale, but an axis"
     if plan.axis is None or not 0 <= plan.axis < array.ndim:
@@ -236,7 +236,7 @@ def check_weight(value: ir.Value | None, plan: TensorPlan) -> str:
 def far_shift(plan: TensorPlan) -> bool:
     "Whether a shift is too many steps for a float32 zero point, and not zero for all that a float32 can say."
     room = 2.0**24 * step_of(plan).astype(np.float64) + np.finfo(np.float32).tiny
-    return bool((np.abs(plan.mean_corr) > room).any())
+    return not (np.abs(plan.mean_corr) <= room).all()  # NaN is too far as well
 
 
 def check_weights(graph: Graph, plan: Plan) -> None:
