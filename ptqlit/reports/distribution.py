@@ -498,7 +498,8 @@ def planned_constant(graph: Graph, plan: Plan, place: Place) -> np.ndarray | Non
     value = graph.model.graph.initializers[place.tensor]
     for tensor in plan.tensors:
         if tensor.name == place.tensor and tensor.node in ("", place.node):
-            return restored(constant_codes(widened(constant(value)), tensor), tensor)
+            codes, lasting = constant_codes(widened(constant(value)), tensor), plan.dequant_strategy
+            return restored(codes, tensor, bool(lasting))
     return None
 
 # %% ../../nbs/reports/01_distribution.ipynb #b6661c50
